@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the package says to its user: one line per event, and errors that tell what to do."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+_console = Console(soft_wrap=True)
+
+
+class InputError(ValueError):
+    """The user's data or options cannot be used; the message says what to change.
+
+    Commands print the message as one line and exit with code 1.
+    """
+
+
+class MissingPartError(RuntimeError):
+    """An optional package, program or weights file is absent; the message says how to get it."""
+
+
+def say(message: str) -> None:
+    """Print one line about a decision that the user did not make explicitly."""
+    _console.print(f"[bold cyan]ps4pro[/] {escape(message)}", highlight=False)
+
+
+def warn(message: str) -> None:
+    """Print one line about something that will not work as hoped, and what to do."""
+    _console.print(f"[bold yellow]ps4pro[/] {escape(message)}", highlight=False)
