@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import NoReturn
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -28,3 +31,9 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Print one line about something that will not work as hoped, and what to do."""
     _console.print(f"[bold yellow]ps4pro[/] {escape(message)}", highlight=False)
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line about what stops the command, and exit with code 1."""
+    _console.print(f"[bold red]ps4pro[/] {escape(message)}", highlight=False)
+    sys.exit(1)
