@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nerfstudio's trainer with a device chosen for the machine, exact resume and clear errors.
+
+What it adds:
+  - `cuda` when there is a GPU, else `cpu`, said in one line;
+  - random numbers of step `s` depend on the seed and on `s` alone, so that a resumed run draws what
+    the uninterrupted one would have drawn;
+  - the length of the run (steps done before a resume plus `max_num_iterations`) is handed to what
+    follows it: schedulers, densification, pseudo views;
+  - an `InputError` ends the command with its message and exit code 1, and leaves no run folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+
+from ps4pro_nerfstudio.engine.schedulers import FloatExponentialDecaySchedulerConfig
+from ps4pro_nerfstudio.messages import InputError, MissingPartError, fail, say
+
+# Far apart for neighbouring seeds; a prime keeps (seed, step) pairs from meeting.
+_SEED_STRIDE = 1_000_003
+
+
+@dataclass
+class PS4PROTrainerConfig(TrainerConfig):
+    """Trainer of the suite's methods."""
+
+    _target: type = field(default_factory=lambda: PS4PROTrainer)
+
+
+class PS4PROTrainer(Trainer):
+    """See the module's docstring."""
+
+    config: PS4PROTrainerConfig
+
+    def __init__(
+        self, config: PS4PROTrainerConfig, local_rank: int = 0, world_size: int = 1
+    ) -> None:
+        if world_size > 1:
+            fail(
+                "training a splat on several GPUs at once is not supported "
+                "(--machine.num-devices 1)"
+            )
+        _choose_device(config)
+        super().__init__(config, local_rank, world_size)
+
+    @property
+    def run_length(self) -> int:
+        """Steps of the whole run, those before a resume included."""
+        return self._start_step + self.config.max_num_iterations
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Set up as upstream; an unusable input ends the command with one line."""
+        try:
+            super().setup(test_mode)
+        except (InputError, MissingPartError) as error:
+            _remove_empty_run(self.base_dir)
+            fail(str(error))
+
+    def _load_checkpoint(self) -> None:
+        load_dir = self.config.load_dir
+        if load_dir is not None:
+            _check_load_dir(load_dir)
+        super()._load_checkpoint()
+        for group in self.config.optimizers.values():
+            scheduler = group["scheduler"]
+            if isinstance(scheduler, FloatExponentialDecaySchedulerConfig):
+                scheduler.run_length = self.run_length
+
+    def train_iteration(self, step: int):
+        """Run one iteration whose random numbers depend on (seed, step) alone."""
+        torch.manual_seed(self.config.machine.seed * _SEED_STRIDE + step)
+        return super().train_iteration(step)
+
+    def save_checkpoint(self, step: int) -> None:
+        """Save under another name first: a full disk or a kill leaves the old checkpoint whole."""
+        final_folder = self.checkpoint_dir
+        final_folder.mkdir(parents=True, exist_ok=True)
+        name = f"step-{step:09d}.ckpt"
+        # Beside, not inside: every name in the folder is parsed as a checkpoint (nerfstudio).
+        with tempfile.TemporaryDirectory(dir=final_folder.parent, prefix=".saving-") as temporary:
+            self.checkpoint_dir = Path(temporary)
+            try:
+                super().save_checkpoint(step)
+            finally:
+                self.checkpoint_dir = final_folder
+            os.replace(Path(temporary) / name, final_folder / name)
+        if self.config.save_only_latest_checkpoint:
+            for other in final_folder.glob("*.ckpt"):
+                if other.name != name:
+                    other.unlink()
+
+
+def _choose_device(config: PS4PROTrainerConfig) -> None:
+    wanted = config.machine.device_type
+    if wanted == "cuda" and not torch.cuda.is_available():
+        config.machine.device_type = "cpu"
+        config.save_config()
+        say(f"device: cpu, {torch.get_num_threads()} threads (no CUDA device was found)")
+    elif wanted == "cuda":
+        say(f"device: cuda, {torch.cuda.get_device_name()}")
+    else:
+        say(f"device: {wanted}")
+
+
+def _check_load_dir(load_dir: Path) -> None:
+    if not load_dir.is_dir() or not list(load_dir.glob("step-*.ckpt")):
+        raise InputError(
+            f"{load_dir} holds no checkpoint (step-*.ckpt); --load-dir wants the folder "
+            "nerfstudio_models of a run"
+        )
+
+
+def _remove_empty_run(base_dir: Path) -> None:
+    """Remove the folder of a run that never started, and the parents that it alone filled."""
+    config_file = base_dir / "config.yml"
+    if {p.name for p in base_dir.glob("*")} - {config_file.name}:
+        return
+    config_file.unlink(missing_ok=True)
+    # base_dir is <output>/<experiment>/<method>/<time>; rmdir refuses folders with other runs.
+    with contextlib.suppress(OSError):
+        for folder in [base_dir, *list(base_dir.parents)[:3]]:
+            folder.rmdir()
