@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a training step uses a pseudo view, which one, and how much it weighs.
+
+    L(step) = L_real                     on a real step
+    L(step) = weight(step) * L_pseudo    on a pseudo step
+
+All answers are pure functions of the step and the seed: a resumed run continues bit-exactly without
+any state. Pseudo steps are spread evenly (the k-th comes when step * share passes k), and each
+round through the pseudo views has its own permutation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class PseudoViewScheduleConfig:
+    """How often and how strongly pseudo views take part in training."""
+
+    share: float | None = None
+    """Share of the steps that use a pseudo view; None decides from the number of photographs."""
+    max_share: float = 0.35
+    """Share for very sparse captures."""
+    num_views_full: int = 12
+    """Up to this number of photographs the share is `max_share`."""
+    num_views_none: int = 40
+    """From this number of photographs on there are no pseudo steps; linear in between."""
+    peak_weight: float = 0.3
+    """Largest loss weight lambda of a pseudo step."""
+    start: float = 0.1
+    """Part of the training before the first pseudo step."""
+    ramp: float = 0.05
+    """Part of the training in which lambda rises linearly to its peak."""
+    tail: float = 0.25
+    """Part of the training, at its end, in which lambda falls to zero along a cosine."""
+    seed: int = 0
+    """Seed of the order in which pseudo views are visited."""
+
+    def __post_init__(self) -> None:
+        for name in ("share", "max_share"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        if self.peak_weight < 0.0:
+            raise ValueError(f"peak_weight must not be negative, got {self.peak_weight}")
+        if min(self.start, self.ramp, self.tail) < 0.0 or self.start + self.ramp + self.tail > 1.0:
+            raise ValueError(
+                "start, ramp and tail are parts of the training and must sum to at most 1, "
+                f"got {self.start}, {self.ramp}, {self.tail}"
+            )
+        if not 0 <= self.num_views_full < self.num_views_none:
+            raise ValueError(
+                "num_views_full must be below num_views_none, "
+                f"got {self.num_views_full} and {self.num_views_none}"
+            )
+
+
+class PseudoViewSchedule:
+    """The plan of one training run."""
+
+    def __init__(
+        self,
+        config: PseudoViewScheduleConfig,
+        num_steps: int,
+        num_real_views: int,
+        num_pseudo_views: int,
+    ) -> None:
+        """Decide the share from the sparsity of the capture; see the config."""
+        self.config = config
+        self.num_steps = num_steps
+        self.num_real_views = num_real_views
+        self.num_pseudo_views = num_pseudo_views
+        self.share = self._decide_share()
+        self._first_step = math.ceil(config.start * num_steps)
+
+    def weight(self, step: int) -> float:
+        """Loss weight lambda of a pseudo step: 0, ramp, peak, cosine to 0 at the last step."""
+        config = self.config
+        progress = step / max(self.num_steps - 1, 1)
+        if progress < config.start or progress >= 1.0:
+            return 0.0
+        rise = (progress - config.start) / config.ramp if config.ramp > 0.0 else 1.0
+        left = (1.0 - progress) / config.tail if config.tail > 0.0 else 1.0
+        fall = 0.5 - 0.5 * math.cos(math.pi * min(left, 1.0))
+        return config.peak_weight * min(rise, 1.0) * fall
+
+    def is_pseudo(self, step: int) -> bool:
+        """Whether this step trains on a pseudo view; never while its weight is zero."""
+        return self.weight(step) > 0.0 and self._num_before(step + 1) > self._num_before(step)
+
+    def view_index(self, step: int) -> int:
+        """Which pseudo view a pseudo step uses: each once per round, in a new order each round."""
+        if self.num_pseudo_views == 0:
+            raise ValueError("view_index: there are no pseudo views")
+        turn, place = divmod(self._num_before(step), self.num_pseudo_views)
+        order = np.random.default_rng((self.config.seed, turn)).permutation(self.num_pseudo_views)
+        return int(order[place])
+
+    def describe(self) -> str:
+        """One line with every decided value."""
+        photographs = f"{self.num_real_views} photographs"
+        if self.share == 0.0:
+            why = "there are none"
+            if self.num_pseudo_views > 0:
+                dense = self.config.share is None and self.config.max_share > 0.0
+                why = "the capture is dense enough" if dense else "their share is 0"
+            return f"pseudo views take no part beside {photographs}: {why}"
+        config, last = self.config, max(self.num_steps - 1, 1)
+        return (
+            f"{self.num_pseudo_views} pseudo views beside {photographs}: {self.share:.0%} of the "
+            f"steps from {self._first_step} on, weight up to {config.peak_weight:g} from step "
+            f"{math.ceil((config.start + config.ramp) * last)}, fading to 0 from step "
+            f"{math.floor((1.0 - config.tail) * last)} to {last}"
+        )
+
+    def _decide_share(self) -> float:
+        config = self.config
+        if self.num_pseudo_views == 0:
+            return 0.0
+        if config.share is not None:
+            return config.share
+        sparsity = (config.num_views_none - self.num_real_views) / (
+            config.num_views_none - config.num_views_full
+        )
+        share = config.max_share * min(max(sparsity, 0.0), 1.0)
+        # No pseudo view is visited more often than a photograph.
+        total = self.num_pseudo_views + max(self.num_real_views, 1)
+        return min(share, self.num_pseudo_views / total)
+
+    def _num_before(self, step: int) -> int:
+        """Number of pseudo steps planned before a step.
+
+        At most one per step because the share is below 1.
+        """
+        return math.floor(max(step - self._first_step, 0) * self.share + 1e-9)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which views become neighbours, and what each gate refuses."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from ps4pro_nerfstudio.pseudo_views.pairs import (
+    Pair,
+    PairConfig,
+    PairSelection,
+    baseline_objection,
+    exposure_objection,
+    select_pairs,
+)
+
+
+def circle(num_views: int, degrees: float) -> np.ndarray:
+    """Cameras [N, 4, 4] on a circle of radius 3 that look at its middle."""
+    poses = np.tile(np.eye(4), (num_views, 1, 1))
+    for pose, angle in zip(poses, np.radians(np.linspace(0, degrees, num_views)), strict=True):
+        rotation = Rotation.from_rotvec([0.0, angle, 0.0]).as_matrix()
+        pose[:3, :3] = rotation
+        pose[:3, 3] = rotation @ [0.0, 0.0, -3.0]
+    return poses
+
+
+def names(count: int) -> list[str]:
+    return [f"frame_{index}.jpg" for index in range(count)]
+
+
+def select(poses: np.ndarray, *args: object, **options: object) -> PairSelection:
+    given_names = args[0] if args else names(len(poses))
+    return select_pairs(poses, given_names, PairConfig(), depth_scale=3.0, **options)  # pyright: ignore
+
+
+def reasons(selection: PairSelection) -> list[str]:
+    return [skip.objection.reason for skip in selection.skipped]
+
+
+def test_a_path_pairs_each_view_with_the_next() -> None:
+    selection = select(circle(6, 90.0))
+    assert selection.is_path
+    assert selection.pairs == [Pair(index, index + 1) for index in range(5)]
+    assert selection.skipped == []
+
+
+def test_file_order_counts_numbers_not_letters() -> None:
+    """As text, frame_10 and frame_11 come before frame_2."""
+    poses = circle(12, 90.0)
+    shuffled = np.random.default_rng(0).permutation(12)
+    given = [names(12)[index] for index in shuffled]
+    selection = select(poses[shuffled], given)
+    position = {int(view): place for place, view in enumerate(shuffled)}
+    assert selection.is_path
+    assert selection.pairs == [Pair(position[i], position[i + 1]) for i in range(11)]
+
+
+def test_a_closed_circle_pairs_the_last_with_the_first() -> None:
+    selection = select(circle(13, 360.0)[:12])
+    assert selection.pairs[-1] == Pair(11, 0)
+    assert len(selection.pairs) == 12
+
+
+def test_an_uneven_path_is_still_a_path() -> None:
+    """Every second gap is twice as wide, as when a split takes views out of a video."""
+    poses = circle(31, 90.0)[[0, 2, 6, 8, 12, 14, 18, 20, 24, 26, 30]]
+    assert select(poses).is_path
+
+
+def test_an_unordered_set_pairs_nearest_neighbours_at_most_twice() -> None:
+    poses = circle(12, 100.0)
+    shuffled = np.random.default_rng(1).permutation(12)
+    selection = select(poses[shuffled])
+    assert not selection.is_path
+    used = Counter(index for pair in selection.pairs for index in (pair.a, pair.b))
+    assert max(used.values()) <= 2
+    steps = {tuple(sorted((int(shuffled[p.a]), int(shuffled[p.b])))) for p in selection.pairs}
+    assert steps == {(index, index + 1) for index in range(11)}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_views_have_no_pairs(count: int) -> None:
+    selection = select(circle(2, 10.0)[:count])
+    assert selection.pairs == selection.skipped == []
+
+
+def test_two_views_are_a_pair() -> None:
+    assert select(circle(2, 20.0)).pairs == [Pair(0, 1)]
+
+
+def test_rotation_gate() -> None:
+    selection = select(circle(3, 100.0))
+    assert selection.pairs == []
+    assert reasons(selection) == ["rotation too large"] * 2
+    assert selection.skipped[0].objection.detail == "50 degrees > 45"
+
+
+def test_one_place_gate() -> None:
+    poses = circle(3, 20.0)
+    poses[:, :3, 3] = 1.0
+    assert reasons(select(poses)) == ["taken from one place"] * 2
+
+
+def test_identical_poses_without_a_known_depth_are_one_place() -> None:
+    selection = select_pairs(np.tile(np.eye(4), (3, 1, 1)), names(3), PairConfig())
+    assert set(reasons(selection)) == {"taken from one place"}
+
+
+def test_camera_model_gate() -> None:
+    selection = select(circle(3, 20.0), is_pinhole=[True, True, False])
+    assert selection.pairs == [Pair(0, 1)]
+    assert reasons(selection) == ["not a pinhole camera"]
+
+
+def test_image_size_gate() -> None:
+    selection = select(circle(3, 20.0), sizes=[(40, 30), (30, 40), (30, 40)])
+    assert selection.pairs == [Pair(1, 2)]
+    assert reasons(selection) == ["different image sizes"]
+
+
+def test_a_pose_that_is_not_finite_is_left_out_and_the_others_stay() -> None:
+    poses = circle(4, 30.0)
+    poses[1, 0, 3] = np.nan
+    selection = select(poses)
+    assert selection.pairs == [Pair(0, 2), Pair(2, 3)]
+    assert reasons(selection) == ["pose is not finite"]
+
+
+def test_baseline_gate() -> None:
+    """At 45 degrees on a circle of radius 3 the baseline is 6 sin(22.5 deg) = 2.30."""
+    poses = circle(2, 45.0)
+    assert baseline_objection(poses[0], poses[1], 3.0, PairConfig()) is None
+    objection = baseline_objection(poses[0], poses[1], 2.0, PairConfig())
+    assert objection is not None
+    assert objection.detail == "baseline 1.15 of the depth > 1"
+
+
+def test_exposure_gate_compares_the_overlap_only() -> None:
+    dark, bright = np.full((4, 6, 3), 0.4), np.full((4, 6, 3), 0.6)
+    overlap = np.zeros((4, 6), bool)
+    overlap[:, :3] = True
+    objection = exposure_objection(dark, bright, overlap, PairConfig())
+    assert objection is not None
+    assert objection.reason == "exposure changes"
+    bright[:, :3] = 0.45
+    assert exposure_objection(dark, bright, overlap, PairConfig()) is None
+    nothing = exposure_objection(dark, bright, np.zeros((4, 6), bool), PairConfig())
+    assert nothing is not None
+    assert nothing.reason == "no overlap"
+
+
+def test_another_number_of_names_is_refused() -> None:
+    with pytest.raises(ValueError, match="names and camera_to_worlds"):
+        select(circle(3, 20.0), names(2))

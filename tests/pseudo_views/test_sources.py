@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interpolated pseudo views against the exact picture that their camera would have taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes
+from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
+from ps4pro_nerfstudio.interpolation.protocol import Interpolation
+from ps4pro_nerfstudio.pseudo_views.pairs import PairConfig
+from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
+from ps4pro_nerfstudio.pseudo_views.sources import (
+    InterpolatedSourceConfig,
+    PseudoViewSet,
+    SourceViews,
+    make_pseudo_views,
+)
+
+Render = Callable[[NDArray], NDArray[np.uint8]]
+
+
+def made(views: SourceViews, **options: object) -> PseudoViewSet:
+    config = InterpolatedSourceConfig(**options)  # pyright: ignore
+    return make_pseudo_views(views, OpticalFlowInterpolator(), config)
+
+
+def error_against_truth(view: PseudoView, render: Render) -> NDArray[np.float64]:
+    """Mean absolute difference [H, W] in [0, 1] to the exact picture of the same camera."""
+    assert view.image is not None
+    truth = render(flip_camera_axes(view.camera_to_world))
+    return np.abs(view.image.astype(float) - truth).mean(axis=-1) / 255.0
+
+
+@pytest.fixture(scope="module")
+def result(three_views: SourceViews) -> PseudoViewSet:
+    return made(three_views)
+
+
+def test_one_view_per_gap_with_its_provenance(result: PseudoViewSet) -> None:
+    assert [view.provenance.source_names for view in result.views] == [
+        ("frame_0.png", "frame_1.png"),
+        ("frame_1.png", "frame_2.png"),
+    ]
+    for view in result.views:
+        assert view.provenance.depth_source == "points"
+        assert view.provenance.t == 0.5
+        assert view.provenance.interpolator == "optical-flow"
+        assert 0.5 < view.provenance.mean_confidence <= view.provenance.agreeing_share + 0.2
+        assert view.confidence.mean() / 255 == pytest.approx(
+            view.provenance.mean_confidence, abs=2e-3
+        )
+
+
+def test_confident_pixels_show_the_truth(result: PseudoViewSet, render: Render) -> None:
+    for view in result.views:
+        error = error_against_truth(view, render)
+        assert np.sqrt(np.mean(error[view.confidence > 128] ** 2)) < 10 ** (-30 / 20)
+
+
+def test_error_falls_with_confidence(three_views: SourceViews, render: Render) -> None:
+    """Over 20 degrees the board hides much of the wall: ghosts, and they must not be trusted."""
+    ends = select(three_views, [0, 2])
+    (view,) = made(ends).views
+    error = error_against_truth(view, render)
+    levels = [(0, 128), (128, 230), (230, 256)]
+    means = [error[(view.confidence >= a) & (view.confidence < b)].mean() for a, b in levels]
+    assert means[0] > means[1] > means[2]
+    assert means[2] < 0.01
+    assert error[view.confidence > 0].mean() < 0.2 * error[view.confidence == 0].mean()
+
+
+def test_alignment_makes_the_camera_of_the_frame_right(
+    three_views: SourceViews, render: Render
+) -> None:
+    """The same flow without alignment shows the scene from elsewhere."""
+    ends = select(three_views, [0, 2])
+    (view,) = made(ends).views
+    frames = [torch.from_numpy(image / np.float32(255)).permute(2, 0, 1) for image in ends.images]
+    raw = OpticalFlowInterpolator()(frames[0][None], frames[1][None], 0.5).image[0]
+    naive = replace(view, image=(raw.permute(1, 2, 0) * 255).round().byte().numpy())
+    inner = (slice(20, -20), slice(20, -20))
+    aligned_error = error_against_truth(view, render)[inner].mean()
+    assert aligned_error < 0.5 * error_against_truth(naive, render)[inner].mean()
+
+
+def test_same_input_gives_the_same_bytes(three_views: SourceViews, result: PseudoViewSet) -> None:
+    again = made(three_views)
+    for first, second in zip(result.views, again.views, strict=True):
+        assert first.image is not None
+        assert second.image is not None
+        np.testing.assert_array_equal(first.image, second.image)
+        np.testing.assert_array_equal(first.confidence, second.confidence)
+
+
+def test_camera_lies_between_its_sources(three_views: SourceViews) -> None:
+    views = made(three_views, frames_per_gap=3).views
+    assert [view.provenance.t for view in views] == [0.25, 0.5, 0.75] * 2
+    centres = three_views.camera_to_worlds[:, :, 3]
+    for view in views[:3]:
+        t = view.provenance.t
+        expected = (1 - t) * centres[0] + t * centres[1]
+        np.testing.assert_allclose(view.camera_to_world[:, 3], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames_per_gap", [1, 2])
+def test_invalid_pixels_never_enter(three_views: SourceViews, frames_per_gap: int) -> None:
+    """What stands in a frame of 3 pixels and in a hole, both marked invalid, leaves no trace."""
+    invalid = np.zeros(three_views.images[0].shape[:2], bool)
+    invalid[:3] = invalid[-3:] = invalid[:, :3] = invalid[:, -3:] = invalid[40:60, 20:40] = True
+    made_from = []
+    for colour in (0, 255):
+        images = [
+            np.where(invalid[..., None], colour, image).astype(np.uint8)
+            for image in three_views.images
+        ]
+        views = replace(three_views, images=images, valid=[~invalid] * 3)
+        made_from.append(made(views, frames_per_gap=frames_per_gap).views)
+    assert len(made_from[0]) == 2 * frames_per_gap
+    for black, white in zip(*made_from, strict=True):
+        assert black.image is not None
+        assert white.image is not None
+        both = (black.confidence > 0) & (white.confidence > 0)
+        assert 0.4 < both.mean() < 0.8
+        assert not both[45:55, 25:35].any()
+        difference = np.abs(black.image.astype(int) - white.image)[both]
+        assert difference.max() < 24
+        assert difference.mean() < 0.2
+
+
+def test_photographs_are_reduced_to_the_long_side(three_views: SourceViews) -> None:
+    full, small = made(three_views), made(three_views, max_long_side=64)
+    for large, view in zip(full.views, small.views, strict=True):
+        assert (view.width, view.height) == (64, 48)
+        assert view.fx == pytest.approx(large.fx / 2)
+        assert view.cx == pytest.approx(large.cx / 2)
+        assert view.image is not None
+        assert large.image is not None
+        halved = large.image.reshape(48, 2, 64, 2, 3).mean(axis=(1, 3))
+        both = (view.confidence > 128) & (large.confidence[::2, ::2] > 128)
+        assert np.abs(halved - view.image)[both].mean() < 6.0
+
+
+def test_time_is_interpolated(three_views: SourceViews) -> None:
+    views = made(replace(three_views, times=[0.0, 0.5, 1.0])).views
+    assert [view.time for view in views] == [0.25, 0.75]
+
+
+def test_refused_neighbours_are_counted_by_reason(three_views: SourceViews) -> None:
+    result = made(three_views, pairs=PairConfig(max_rotation_degrees=5.0))
+    assert result.views == []
+    assert result.describe() == (
+        "no pseudo views, training uses the photographs only; "
+        "gaps left out: rotation too large (2x)"
+    )
+
+
+def test_fisheye_views_get_none(three_views: SourceViews) -> None:
+    result = made(replace(three_views, is_pinhole=[False, False, False]))
+    assert result.views == []
+    assert {skip.objection.reason for skip in result.skipped} == {"not a pinhole camera"}
+
+
+def test_unrelated_photographs_are_refused(three_views: SourceViews) -> None:
+    images = list(three_views.images)
+    images[2] = np.random.default_rng(0).integers(0, 256, images[2].shape, dtype=np.uint8)
+    result = made(replace(three_views, images=images))
+    assert len(result.views) == 1
+    assert [skip.objection.reason for skip in result.skipped] == ["sources do not match"]
+
+
+def test_exposure_jump_is_refused(three_views: SourceViews) -> None:
+    images = list(three_views.images)
+    images[2] = (images[2] * 0.6).astype(np.uint8)
+    result = made(replace(three_views, images=images))
+    assert [skip.objection.reason for skip in result.skipped] == ["exposure changes"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_photographs_make_nothing(three_views: SourceViews, count: int) -> None:
+    assert made(select(three_views, list(range(count)))).views == []
+
+
+def test_progress_counts_the_pairs(three_views: SourceViews) -> None:
+    calls: list[tuple[int, int]] = []
+    make_pseudo_views(
+        three_views, LinearBlend(), progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(1, 2), (2, 2)]
+
+
+def test_any_interpolator_fits_in(three_views: SourceViews) -> None:
+    """A learned network comes as an object with a name, an identity and a call."""
+
+    class Grey:
+        name = "grey"
+        identity = "grey/1"
+
+        def __call__(self, frame0: torch.Tensor, frame1: torch.Tensor, t: float) -> Interpolation:
+            assert frame0.shape == (1, 3, 96, 128)
+            zero = torch.zeros_like(frame0[:, :2])
+            one = torch.ones_like(frame0[:, :1])
+            return Interpolation(torch.full_like(frame0, 0.5), zero, zero, one * (1 - t), one)
+
+    result = make_pseudo_views(three_views, Grey())
+    assert [view.provenance.interpolator for view in result.views] == ["grey", "grey"]
+    assert result.views[0].image is not None
+    assert set(np.unique(result.views[0].image)) == {128}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("names", ["a"], "names has 1 entries for 3 images"),
+        ("valid", [None, None, np.ones((4, 4), bool)], r"valid of frame_2.png is \(4, 4\)"),
+        ("points", np.zeros((4, 2)), r"points must be \[P, 3\], got \(4, 2\)"),
+        ("intrinsics", np.zeros((3, 2, 3)), r"intrinsics must be \[3, 3, 3\]"),
+        ("images", [np.zeros((4, 4), np.uint8)] * 3, r"uint8 \[H, W, 3\], got uint8 \(4, 4\)"),
+    ],
+)
+def test_wrong_input_is_refused_by_name(
+    three_views: SourceViews, field: str, value: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(three_views, **{field: value})
+
+
+@pytest.mark.parametrize("options", [{"frames_per_gap": 0}, {"max_long_side": 8}])
+def test_impossible_options_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        InterpolatedSourceConfig(**options)  # pyright: ignore
+
+
+def select(views: SourceViews, indices: list[int]) -> SourceViews:
+    """A part of a capture."""
+    return replace(
+        views,
+        images=[views.images[index] for index in indices],
+        camera_to_worlds=views.camera_to_worlds[indices],
+        intrinsics=views.intrinsics[indices],
+        names=[views.names[index] for index in indices],
+    )
