@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -136,7 +137,10 @@ class DemoScene:
         cameras = [Camera(width, height, float(focal_px), pose) for _, pose in views]
         train_renderings = []
         described = track(
-            list(zip(views, cameras, strict=True)), description="Rendering views", transient=True
+            list(zip(views, cameras, strict=True)),
+            description="Rendering views",
+            transient=True,
+            disable=not sys.stdout.isatty(),  # else it leaves an empty line in logs
         )
         for index, ((name, _), camera) in enumerate(described):
             rendering = render(room.caster, camera, self.supersampling)

@@ -8,6 +8,7 @@ touch keep a gap of a few millimetres, so that it is always clear what a ray hit
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,75 +102,49 @@ def build_room(
 
 
 def _draw_palette(builder: SceneBuilder, generator: np.random.Generator) -> _Palette:
-    def color(hue: tuple[float, float], saturation: tuple[float, float], value: float) -> NDArray:
-        import colorsys
-
-        drawn = (generator.uniform(*hue) % 1.0, generator.uniform(*saturation), value)
+    def color(saturation: tuple[float, float], value: float, hue: tuple[float, float] = (0.0, 1.0)):
+        drawn = (generator.uniform(*hue), generator.uniform(*saturation), value)
         return np.array(colorsys.hsv_to_rgb(*drawn))
 
-    any_hue = (0.0, 1.0)
+    def material(values: NDArray[np.float32], width_m: float, height_m: float) -> Material:
+        return Material(builder.texture(values), (width_m, height_m))
 
-    def plain(name: str, *args: float | NDArray, patches: str = "moon") -> NDArray[np.float32]:
-        # A second, larger structure makes places that look alike in the first one differ.
-        return with_detail(tinted(name, *args), patches, 0.10, repeats=1)  # type: ignore[arg-type]
+    def patched(values: NDArray[np.float32], strength: float = 0.10) -> NDArray[np.float32]:
+        # A second, larger structure makes places differ that look alike in the first one.
+        return with_detail(values, "moon", strength, repeats=1)
 
     wallpapers = [
-        Material(
-            builder.texture(plain("gravel", color(any_hue, (0.15, 0.4), 0.72), 0.22)), (1.5, 1.5)
-        ),
-        Material(
-            builder.texture(plain("brick", color((0.0, 0.1), (0.3, 0.55), 0.68), 0.25)), (1.6, 1.6)
-        ),
-        Material(
-            builder.texture(plain("grass", color(any_hue, (0.2, 0.45), 0.7), 0.22)), (1.9, 1.9)
-        ),
-        Material(builder.texture(with_detail(photograph("tissue"), "gravel", 0.06)), (1.7, 1.4)),
-        Material(
-            builder.texture(plain("coins", color(any_hue, (0.2, 0.45), 0.68), 0.25)), (1.4, 1.1)
-        ),
+        material(patched(tinted("gravel", color((0.15, 0.4), 0.72), 0.18)), 1.6, 1.6),
+        material(patched(tinted("brick", color((0.3, 0.55), 0.68, (0.0, 0.1)), 0.25)), 1.6, 1.6),
+        material(patched(tinted("grass", color((0.2, 0.45), 0.7), 0.18)), 2.2, 2.2),
+        material(with_detail(photograph("tissue"), "gravel", 0.06), 1.7, 1.4),
+        material(patched(tinted("coins", color((0.2, 0.45), 0.68), 0.25)), 1.4, 1.1),
     ]
-    walls = [wallpapers[k] for k in generator.permutation(len(wallpapers))[:4]]
-    boards = with_detail(
-        tinted("brick", color((0.05, 0.1), (0.35, 0.55), 0.6), 0.3), "moon", 0.12, 1
-    )
+    walls = [wallpapers[k] for k in generator.permutation(len(wallpapers))]
     woods = [
-        tinted("wood", color((0.04, 0.09), (0.45, 0.65), value), 0.16) for value in (0.55, 0.75)
+        with_detail(tinted("wood", color((0.45, 0.65), value, (0.04, 0.09)), 0.16), "grass", 0.06)
+        for value in (0.55, 0.75)
     ]
     fabrics = [
-        Material(
-            builder.texture(tinted("grass", color(any_hue, (0.4, 0.7), 0.6), 0.35)), (0.9, 0.9)
-        ),
-        Material(
-            builder.texture(tinted("tissue", color(any_hue, (0.3, 0.6), 0.65), 0.3)), (0.8, 0.7)
-        ),
-        Material(
-            builder.texture(tinted("galaxies", color((0.55, 0.75), (0.4, 0.6), 0.45), 0.45)),
-            (0.7, 0.6),
-        ),
-        Material(builder.texture(with_detail(photograph("retina"), "grass", 0.12)), (0.6, 0.6)),
-        Material(
-            builder.texture(tinted("coins", color(any_hue, (0.3, 0.6), 0.6), 0.35)), (0.7, 0.55)
-        ),
+        material(tinted("grass", color((0.4, 0.7), 0.6), 0.3), 0.9, 0.9),
+        material(tinted("tissue", color((0.3, 0.6), 0.65), 0.3), 0.8, 0.7),
+        material(tinted("galaxies", color((0.4, 0.6), 0.45, (0.55, 0.75)), 0.45), 0.7, 0.6),
+        material(with_detail(photograph("retina"), "grass", 0.12), 0.6, 0.6),
+        material(tinted("coins", color((0.3, 0.6), 0.6), 0.35), 0.7, 0.55),
     ]
-    rug = str(generator.choice(["tissue", "coins", "retina"]))
-    names = ("astronaut", "camera", "cat", "coffee", "coins", "rocket", "page", "retina")
+    rug = tinted(str(generator.choice(["tissue", "coins", "retina"])), color((0.3, 0.6), 0.6), 0.35)
     pictures = [
-        Material(builder.texture(with_detail(photograph(name), "gravel", 0.08))) for name in names
+        Material(builder.texture(with_detail(photograph(name), "gravel", 0.08)))
+        for name in ("astronaut", "camera", "cat", "coffee", "coins", "rocket", "page", "retina")
     ]
+    boards = tinted("brick", color((0.35, 0.55), 0.6, (0.05, 0.1)), 0.3)
+    plaster = tinted("gravel", color((0.05, 0.12), 0.78, (0.08, 0.14)), 0.14)
     return _Palette(
         walls=(walls[0], walls[1], walls[2], walls[3]),
-        floor=Material(builder.texture(boards), (1.5, 1.5)),
-        ceiling=Material(
-            builder.texture(plain("gravel", color((0.08, 0.14), (0.05, 0.12), 0.78), 0.14)),
-            (1.8, 1.8),
-        ),
-        wood=(
-            Material(builder.texture(with_detail(woods[0], "grass", 0.06)), (1.1, 0.6)),
-            Material(builder.texture(with_detail(woods[1], "grass", 0.06)), (1.1, 0.6)),
-        ),
-        rug=Material(
-            builder.texture(plain(rug, color(any_hue, (0.3, 0.6), 0.6), 0.35)), (1.1, 1.1)
-        ),
+        floor=material(patched(boards, 0.12), 1.5, 1.5),
+        ceiling=material(patched(plaster), 1.8, 1.8),
+        wood=(material(woods[0], 1.1, 0.6), material(woods[1], 1.1, 0.6)),
+        rug=material(patched(rug), 1.1, 1.1),
         fabrics=tuple(fabrics[k] for k in generator.permutation(len(fabrics))),
         pictures=tuple(pictures[k] for k in generator.permutation(len(pictures))),
     )

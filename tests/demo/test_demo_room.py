@@ -96,6 +96,19 @@ def test_test_views_stand_beside_the_path(room, num_train):
         assert beside.max() < 0.3
 
 
+def test_test_views_show_what_two_training_views_saw(room):
+    capture = hand_held_capture(room, 24, 8, np.random.default_rng(2))
+    training = [Camera(48, 27, 34.3, pose) for pose in capture.train]
+    shares = []
+    for pose in capture.test:
+        camera = Camera(48, 27, 34.3, pose)
+        rays = camera.directions(camera.pixel_centers()).reshape(-1, 3)
+        points = camera.center + room.caster.cast(camera.center, rays)[1][:, None] * rays
+        views = sum(room.caster.sees(view, points).astype(int) for view in training)
+        shares.append(np.mean(views >= 2))
+    assert np.mean(shares) > 0.97
+
+
 def test_a_path_is_smooth_and_hand_held(room):
     capture = hand_held_capture(room, 24, 1, np.random.default_rng(0))
     steps = np.diff(capture.train[:, :3, 3], axis=0)
