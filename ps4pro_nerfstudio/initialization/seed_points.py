@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Initial points of a splat: triangulated from the train views, else random; kept in a cache.
+
+The cache holds one .npz file per triangulation, named by the SHA-256 of the images, the masks, the
+cameras and the options. It is written under another name and renamed, so that a file is complete or
+absent; a damaged one is rebuilt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes
+from ps4pro_nerfstudio.initialization.points import SeedPoints, SeedPointsConfig
+from ps4pro_nerfstudio.initialization.random_points import points_in_common_frustum
+from ps4pro_nerfstudio.initialization.triangulation import Progress, triangulate_points
+from ps4pro_nerfstudio.initialization.views import TrainViews, colors_of_points
+from ps4pro_nerfstudio.messages import InputError, say, warn
+
+__all__ = ["SeedPoints", "SeedPointsConfig", "seed_points"]
+
+# Part of the key: raise it when the same input gives other points than before.
+_CACHE_VERSION = 1
+
+
+def seed_points(
+    images: Sequence[NDArray[np.uint8]],
+    valid: Sequence[NDArray[np.bool_] | None],
+    camera_to_worlds: ArrayLike,
+    intrinsics: ArrayLike,
+    names: Sequence[str],
+    config: SeedPointsConfig | None = None,
+    cache_folder: Path | None = None,
+    progress: Progress | None = None,
+) -> SeedPoints:
+    """Find initial points from train views and say in one line how.
+
+    Args:
+        images: N undistorted pinhole images uint8 [H, W, 3]. Give train views only.
+        valid: N masks bool [H, W], False where a pixel means nothing, or None.
+        camera_to_worlds: [N, 3, 4], OpenGL camera axes (nerfstudio), any world frame and scale.
+        intrinsics: [N, 3, 3], pixels; pixel centres at half-integers.
+        names: N names of the images, for messages.
+        config: method and thresholds.
+        cache_folder: where triangulated points are kept between runs; None: nowhere.
+        progress: see `triangulation.triangulate_points`.
+
+    Raises:
+        ValueError: wrong shapes or dtypes.
+        InputError: an impossible camera, or too few points with method "triangulate".
+    """
+    config = config or SeedPointsConfig()
+    views = TrainViews.checked(images, valid, camera_to_worlds, intrinsics, names)
+    num_views = _counted(len(views), "train view")
+    if config.method == "random":
+        points = _random_points(views, config)
+        say(f"starting from {_counted(len(points), 'random point')} {_where(len(views))}")
+        return points
+    if len(views) == 1:
+        if config.method == "triangulate":
+            raise InputError("One train view is not enough to triangulate points; add more views.")
+        points = _random_points(views, config)
+        say(
+            "one train view cannot be triangulated; starting from "
+            f"{_counted(len(points), 'random point')} {_where(1)}"
+        )
+        return points
+
+    start = time.perf_counter()
+    cache_file = _cache_file(cache_folder, views, config)
+    points = _load(cache_file)
+    origin = "from the cache"
+    if points is None:
+        points = triangulate_points(
+            images, valid, camera_to_worlds, intrinsics, names, config, progress
+        )
+        origin = f"in {time.perf_counter() - start:.0f} s"
+        _save(cache_file, points)
+    found = _counted(len(points), "point")
+    if len(points) >= max(config.min_points, 1):
+        error = float(np.median(points.reprojection_errors_px))
+        say(
+            f"triangulated {found} from {num_views} {origin} "
+            f"(median reprojection error {error:.1f} px)"
+        )
+        return points
+    if config.method == "triangulate":
+        raise InputError(
+            f"Only {found} could be triangulated from {num_views}, fewer than min_points = "
+            f"{config.min_points}; lower it, or choose the method auto or random."
+        )
+    points = _random_points(views, config)
+    say(
+        f"only {found} could be triangulated from {num_views}; starting from "
+        f"{_counted(len(points), 'random point')} {_where(len(views))}"
+    )
+    return points
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _where(num_views: int) -> str:
+    return "in front of the camera" if num_views == 1 else "that at least two cameras see"
+
+
+def _random_points(views: TrainViews, config: SeedPointsConfig) -> SeedPoints:
+    """Random points in the common frustum, with the colours of the pixels that show them."""
+    xyz, _ = points_in_common_frustum(
+        flip_camera_axes(views.camera_to_worlds),
+        views.intrinsics,
+        views.sizes,
+        config.num_random,
+        config.seed,
+    )
+    return SeedPoints(
+        xyz=xyz,
+        rgb=colors_of_points(xyz, views),
+        track_lengths=np.zeros(len(xyz), np.int32),
+        reprojection_errors_px=np.full(len(xyz), np.nan, np.float32),
+        method="random",
+    )
+
+
+def _cache_file(folder: Path | None, views: TrainViews, config: SeedPointsConfig) -> Path | None:
+    """Path named by a hash of everything that decides the triangulated points."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256(f"{_CACHE_VERSION} {dataclasses.asdict(config)}".encode())
+    arrays = [views.camera_to_worlds, views.intrinsics, *views.images, *views.valid]
+    for array in arrays:
+        if array is None:
+            digest.update(b"none")
+        else:
+            digest.update(f"{array.shape} {array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return Path(folder) / f"seed_points_{digest.hexdigest()[:32]}.npz"
+
+
+def _load(path: Path | None) -> SeedPoints | None:
+    """Points of a cache file; None where there is no usable one."""
+    if path is None:
+        return None
+    try:
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            points = SeedPoints(
+                xyz=stored["xyz"],
+                rgb=stored["rgb"],
+                track_lengths=stored["track_lengths"],
+                reprojection_errors_px=stored["reprojection_errors_px"],
+                method="triangulated",
+            )
+        count = len(points)
+        layout = [
+            (points.xyz, np.float32, (count, 3)),
+            (points.rgb, np.uint8, (count, 3)),
+            (points.track_lengths, np.int32, (count,)),
+            (points.reprojection_errors_px, np.float32, (count,)),
+        ]
+        if any(a.dtype != dtype or a.shape != shape for a, dtype, shape in layout):
+            raise ValueError("unexpected arrays")
+        if not np.all(np.isfinite(points.xyz)):
+            raise ValueError("points that are not finite")
+        return points
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        warn(f"the cached initial points {path} are damaged ({error}); making them anew")
+        return None
+
+
+def _save(path: Path | None, points: SeedPoints) -> None:
+    """Write a cache file, complete or not at all; a failure costs the next run time only."""
+    if path is None:
+        return
+    partial: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=".seed_points_", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(
+                stream,
+                xyz=points.xyz,
+                rgb=points.rgb,
+                track_lengths=points.track_lengths,
+                reprojection_errors_px=points.reprojection_errors_px,
+            )
+        os.replace(partial, path)
+        partial = None
+    except OSError as error:
+        warn(f"cannot keep the initial points in {path.parent} ({error}); going on without")
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
