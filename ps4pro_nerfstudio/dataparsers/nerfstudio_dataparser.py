@@ -67,8 +67,9 @@ def check_transforms(data: Path) -> None:
         data: the folder of the capture, or its json file.
 
     Raises:
-        InputError: missing or unreadable file, no frames, a pose that is not a rigid motion, masks
-            or depth for some frames only, a split list that is missing or empty.
+        InputError: missing or unreadable file, fewer than two frames, a pose that is not a rigid
+            motion, cameras that do not move, masks or depth for some frames only, a split list
+            that is missing or empty.
     """
     path = data if data.suffix == ".json" else data / "transforms.json"
     if not path.is_file():
@@ -87,6 +88,11 @@ def check_transforms(data: Path) -> None:
         if "file_path" not in frame or "transform_matrix" not in frame:
             raise InputError(f"{path}: a frame lacks file_path or transform_matrix: {frame}")
         _check_pose(frame["transform_matrix"], f"{path}: frame {frame['file_path']}")
+    if len(frames) == 1:
+        raise InputError(f"{path} has one image; a scene needs at least two, from different places")
+    centres = np.array([np.asarray(frame["transform_matrix"])[:3, 3] for frame in frames])
+    if np.ptp(centres, axis=0).max() == 0:
+        raise InputError(f"{path}: all cameras stand at the same place; there is no depth to find")
     for key, what in (("mask_path", "masks"), ("depth_file_path", "depth maps")):
         count = sum(key in frame for frame in frames)
         if count not in (0, len(frames)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Gaussian window of SSIM: blurs, structural similarity per window, and which windows are valid.
+"""The Gaussian window of SSIM: blurs, similarity of each window, and which windows are valid.
 
 Notation: an image is [H, W, C] with values in [0, 1]; a *window* is the 11x11 square whose top left
 pixel is (row, column), so window maps are [H - 10, W - 10]: "valid" positions only, no padding. The
@@ -90,16 +90,20 @@ def windows_inside(
         ValueError: when the mask is smaller than a window.
     """
     _check_fits("valid", valid)
-    invalid = (~valid).to(torch.float32)[None, None]
-    return F.max_pool2d(invalid, WINDOW_SIZE, stride=1)[0, 0] == 0
+    return _largest_in_square((~valid).to(torch.float32)) == 0
 
 
 def pixels_inside_windows(
     windows: Tensor,  # [H - 10, W - 10] bool
 ) -> Tensor:  # [H, W] bool
     """Whether each pixel lies in at least one of the chosen windows."""
-    chosen = F.pad(windows.to(torch.float32)[None, None], [WINDOW_SIZE - 1] * 4)
-    return F.max_pool2d(chosen, WINDOW_SIZE, stride=1)[0, 0] > 0
+    return _largest_in_square(F.pad(windows.to(torch.float32), [WINDOW_SIZE - 1] * 4)) > 0
+
+
+def _largest_in_square(values: Tensor) -> Tensor:
+    """Maximum over each window, [H, W] to [H - 10, W - 10], along columns, then along rows."""
+    in_columns = F.max_pool2d(values[None, None], (WINDOW_SIZE, 1), stride=1)
+    return F.max_pool2d(in_columns, (1, WINDOW_SIZE), stride=1)[0, 0]
 
 
 def ssim_map(

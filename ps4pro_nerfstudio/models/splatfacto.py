@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Splatfacto that trains on any machine and trusts pseudo views as far as their confidence says.
+
+Extends `nerfstudio.models.splatfacto.SplatfactoModel` (viewer, ns-render and ns-export treat it as
+one) and differs from it in:
+  - rendering through `ps4pro_nerfstudio.splatting.rasterization`, on the device of the parameters;
+  - the loss: pixels that are not valid enter neither L1 nor SSIM, and a pseudo view counts with its
+    confidence and the weight lambda of the schedule;
+  - densification looks at real views only;
+  - checkpoints: complete (strategy state included), strict, and resumed in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from gsplat.strategy import DefaultStrategy
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.model_components.lib_bilagrid import (
+    BilateralGrid,
+    color_correct,
+    total_variation_loss,
+)
+from nerfstudio.models.splatfacto import (
+    RGB2SH,
+    SplatfactoModel,
+    SplatfactoModelConfig,
+    num_sh_bases,
+    random_quat_tensor,
+)
+from nerfstudio.utils.colors import get_color
+from torch import Tensor
+from torch.nn import Parameter, ParameterDict
+
+from ps4pro_nerfstudio.messages import InputError, say
+from ps4pro_nerfstudio.metrics import LazyLPIPS, psnr, ssim
+from ps4pro_nerfstudio.splatting import rasterization
+from ps4pro_nerfstudio.splatting.losses import l1_ssim_loss, loss_weights
+
+# Duplicate seed points would have scale zero, whose logarithm is not finite.
+_SMALLEST_SCALE = 1e-7
+# Parts of older checkpoints that hold metrics, not the scene.
+_METRIC_PREFIXES = ("lpips.", "psnr.", "ssim.")
+
+
+@dataclass
+class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
+    """Splatfacto with pseudo views; the inherited fields keep splatfacto's meaning."""
+
+    _target: type = field(default_factory=lambda: PS4PROSplatfactoModel)
+    num_downscales: int = 0
+    """Training starts at 1/2^d resolution; 0 because sparse captures are small and runs short."""
+    densify_until: float = 0.5
+    """Fraction of the run after which Gaussians are no longer added or removed (stop_split_at
+    bounds it as well)."""
+    lpips_net: str = "alex"
+    """Network of the LPIPS metric, alex or vgg."""
+    allow_partial_load: bool = False
+    """Load a checkpoint whose parameters do not match; what is missing keeps its initial value."""
+
+
+class PS4PROSplatfactoModel(SplatfactoModel):
+    """See the module's docstring."""
+
+    config: PS4PROSplatfactoModelConfig
+
+    # ------------------------------------------------------------------ set-up
+
+    def populate_modules(self) -> None:
+        """Build Gaussians, camera optimizer, strategy and metrics, all on the CPU at first.
+
+        Replaces the upstream method, which builds LPIPS (a download) and moves the colours to CUDA.
+        """
+        self.gauss_params = self._initial_gaussians()
+        self.camera_optimizer = self.config.camera_optimizer.setup(
+            num_cameras=self.num_train_data, device="cpu"
+        )
+        self.lpips = LazyLPIPS(self.config.lpips_net)
+        self.step = 0
+        self.crop_box = None
+        random_background = self.config.background_color == "random"
+        # Viser's own background, so that renders look the same beside the viewer.
+        self.background_color = (
+            torch.tensor([0.1490, 0.1647, 0.2157])
+            if random_background
+            else get_color(self.config.background_color)
+        )
+        if self.config.use_bilateral_grid:
+            grid_x, grid_y, grid_w = self.config.grid_shape
+            self.bil_grids = BilateralGrid(
+                num=self.num_train_data, grid_X=grid_x, grid_Y=grid_y, grid_W=grid_w
+            )
+        self.strategy = self._make_strategy()
+        self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
+
+    def _initial_gaussians(self) -> ParameterDict:
+        config = self.config
+        if self.seed_points is not None and not config.random_init:
+            means = self.seed_points[0].detach().float().cpu().clone()
+            rgb = self.seed_points[1].detach().float().cpu() / 255
+        else:
+            means = (torch.rand(config.num_random, 3) - 0.5) * config.random_scale
+            rgb = torch.zeros(0, 3)
+        num_points = len(means)
+        if len(rgb) != num_points:  # a point cloud may come without colours
+            rgb = torch.rand(num_points, 3)
+        neighbours = min(3, num_points - 1)
+        distances, _ = self.k_nearest_sklearn(means, neighbours)
+        mean_distance = torch.from_numpy(distances).mean(-1, keepdim=True)
+        scales = mean_distance.clamp_min(_SMALLEST_SCALE).log().repeat(1, 3)
+        # Without harmonics a colour is the sigmoid of its parameter.
+        features_dc = RGB2SH(rgb) if config.sh_degree > 0 else torch.logit(rgb, eps=1e-10)
+        features_rest = torch.zeros(num_points, num_sh_bases(config.sh_degree) - 1, 3)
+        opacities = torch.logit(0.1 * torch.ones(num_points, 1))
+        return ParameterDict(
+            {
+                "means": Parameter(means),
+                "scales": Parameter(scales),
+                "quats": Parameter(random_quat_tensor(num_points)),
+                "features_dc": Parameter(features_dc),
+                "features_rest": Parameter(features_rest),
+                "opacities": Parameter(opacities),
+            }
+        )
+
+    def _make_strategy(self) -> DefaultStrategy:
+        config = self.config
+        reset_every = config.reset_alpha_every * config.refine_every
+        return DefaultStrategy(
+            prune_opa=config.cull_alpha_thresh,
+            grow_grad2d=config.densify_grad_thresh,
+            grow_scale3d=config.densify_size_thresh,
+            grow_scale2d=config.split_screen_size,
+            prune_scale3d=config.cull_scale_thresh,
+            prune_scale2d=config.cull_screen_size,
+            refine_scale2d_stop_iter=config.stop_screen_size_at,
+            refine_start_iter=config.warmup_length,
+            refine_stop_iter=config.stop_split_at,
+            reset_every=reset_every,
+            refine_every=config.refine_every,
+            # Upstream's pause grows with the number of views until densification never runs
+            # (nerfstudio #2927); half of the reset period is enough for opacities to recover.
+            pause_refine_after_reset=min(
+                self.num_train_data + config.refine_every, reset_every // 2
+            ),
+            absgrad=config.use_absgrad,
+            revised_opacity=False,
+            verbose=False,
+        )
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """Upstream's callbacks; the end of densification follows the length of the run."""
+        trainer = training_callback_attributes.trainer
+        run_length = getattr(trainer, "run_length", None)
+        if run_length is not None:
+            last = int(self.config.densify_until * run_length)
+            self.strategy.refine_stop_iter = min(self.config.stop_split_at, last)
+        return super().get_training_callbacks(training_callback_attributes)
+
+    # ------------------------------------------------------------------ rendering
+
+    def get_outputs(self, camera: Cameras) -> dict[str, Tensor | list]:
+        """Render one camera.
+
+        Returns:
+            rgb [H, W, 3] in [0, 1], accumulation [H, W, 1], background [3] or [H, W, 3], and depth
+            [H, W, 1] (expected depth along the optical axis) when asked for or not training.
+        """
+        config = self.config
+        camera_to_worlds = camera.camera_to_worlds
+        if self.training and _camera_index(camera) is not None:
+            camera_to_worlds = self.camera_optimizer.apply_to_camera(camera)
+
+        params: Mapping[str, Tensor] = dict(self.gauss_params.items())
+        if self.crop_box is not None and not self.training:
+            inside = self.crop_box.within(self.means).squeeze()
+            if not bool(inside.any()):
+                return self.get_empty_outputs(
+                    int(camera.width.item()), int(camera.height.item()), self.background_color
+                )
+            params = {name: value[inside] for name, value in params.items()}
+
+        # The camera object belongs to the caller: intrinsics are scaled, not the camera.
+        factor = self._get_downscale_factor()
+        width = int(camera.width.item()) // factor
+        height = int(camera.height.item()) // factor
+        intrinsics = camera.get_intrinsics_matrices().to(self.device).clone()
+        intrinsics[:, :2] /= factor
+        self.last_size = (height, width)
+
+        with_depth = config.output_depth_during_training or not self.training
+        sh_degree, colors = self._colors(params)
+        background = self._get_background_color()
+        render, alpha, self.info = rasterization(
+            means=params["means"],
+            quats=params["quats"],
+            scales=params["scales"].exp(),
+            opacities=params["opacities"].sigmoid().squeeze(-1),
+            colors=colors,
+            viewmats=world_to_camera(camera_to_worlds.to(self.device)),
+            Ks=intrinsics,
+            width=width,
+            height=height,
+            packed=False,
+            near_plane=0.01,
+            far_plane=1e10,
+            render_mode="RGB+ED" if with_depth else "RGB",
+            sh_degree=sh_degree,
+            sparse_grad=False,
+            absgrad=self.strategy.absgrad,
+            rasterize_mode=config.rasterize_mode,
+        )
+        if self.training:
+            self.strategy.step_pre_backward(
+                self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info
+            )
+            if _is_pseudo(camera):
+                # No Gaussian is reported as seen: pseudo views do not steer densification.
+                self.info = {**self.info, "radii": torch.zeros_like(self.info["radii"])}
+
+        rgb = (render[..., :3] + (1 - alpha) * background).clamp(0.0, 1.0)
+        index = _camera_index(camera)
+        if config.use_bilateral_grid and self.training and index is not None:
+            rgb = self._apply_bilateral_grid(rgb, index, height, width)
+        outputs: dict[str, Any] = {
+            "rgb": rgb.squeeze(0),
+            "depth": None,
+            "accumulation": alpha.squeeze(0),
+            "background": background if self.training else background.expand(height, width, 3),
+        }
+        if with_depth:
+            depth = render[..., 3:4]
+            outputs["depth"] = torch.where(alpha > 0, depth, depth.detach().max()).squeeze(0)
+        return outputs
+
+    def _colors(self, params: Mapping[str, Tensor]) -> tuple[int | None, Tensor]:
+        """Return the SH degree in use and colours: [N, (degree + 1)^2, 3], or [N, 3] without SH."""
+        if self.config.sh_degree == 0:
+            return None, params["features_dc"].sigmoid()
+        degree = min(self.step // self.config.sh_degree_interval, self.config.sh_degree)
+        # Coefficients above the degree in use would be copied each step for nothing.
+        rest = params["features_rest"][:, : num_sh_bases(degree) - 1]
+        return degree, torch.cat((params["features_dc"][:, None, :], rest), dim=1)
+
+    # ------------------------------------------------------------------ loss and metrics
+
+    def _valid(self, batch: dict, height: int, width: int) -> Tensor | None:
+        """Pixels that may be used, [H, W] bool at the current resolution; None means all."""
+        if "mask" not in batch:
+            return None
+        mask = batch["mask"].to(self.device)
+        if mask.shape[:2] != (height, width):
+            # A pixel of the smaller image is valid where all that it averages is.
+            mask = self._downscale_if_required(mask.float()) > 1 - 1e-4
+        return mask[..., 0].bool()
+
+    def _ground_truth(self, outputs: dict, batch: dict) -> Tensor:
+        """Photograph [H, W, 3] at the current resolution, over the background when it has alpha."""
+        return self.composite_with_background(
+            self.get_gt_img(batch["image"]), outputs["background"]
+        )
+
+    def get_loss_dict(self, outputs, batch, metrics_dict=None) -> dict[str, Tensor]:
+        """Photometric loss of a real or pseudo view, and regularisers.
+
+        A real view: (1 - w) L1 + w (1 - SSIM) over its valid pixels, w = ssim_lambda. A pseudo
+        view: the same with each pixel weighted by its confidence, times lambda.
+        """
+        target = self._ground_truth(outputs, batch)
+        prediction = outputs["rgb"]
+        height, width = prediction.shape[:2]
+        confidence = batch.get("confidence")
+        if confidence is not None:
+            confidence = self._downscale_if_required(confidence[..., None].to(self.device))[..., 0]
+        weights = loss_weights(self._valid(batch, height, width), confidence)
+        loss = l1_ssim_loss(prediction, target, self.config.ssim_lambda, weights)
+        if "pseudo_weight" in batch:
+            loss = loss * batch["pseudo_weight"]
+        loss_dict = {"main_loss": loss}
+        if self.config.use_scale_regularization and self.step % 10 == 0:
+            loss_dict["scale_reg"] = self._scale_regularization()
+        if self.training:
+            self.camera_optimizer.get_loss_dict(loss_dict)
+            if self.config.use_bilateral_grid:
+                loss_dict["tv_loss"] = 10 * total_variation_loss(self.bil_grids.grids)
+        return loss_dict
+
+    def _scale_regularization(self) -> Tensor:
+        """Penalty on needles, as in splatfacto (PhysGaussian)."""
+        scales = self.scales.exp()
+        ratio = scales.amax(-1) / scales.amin(-1)
+        return 0.1 * (ratio - self.config.max_gauss_ratio).clamp_min(0).mean()
+
+    @torch.no_grad()
+    def get_metrics_dict(self, outputs, batch) -> dict[str, Any]:
+        """PSNR over the valid pixels and the number of Gaussians; cheap, since run each step."""
+        prediction = outputs["rgb"].detach()
+        valid = self._valid(batch, *prediction.shape[:2])
+        metrics: dict[str, Any] = {
+            "psnr": psnr(prediction, self._ground_truth(outputs, batch), valid),
+            "gaussian_count": self.num_points,
+        }
+        self.camera_optimizer.get_metrics_dict(metrics)
+        return metrics
+
+    @torch.no_grad()
+    def get_image_metrics_and_images(self, outputs, batch):
+        """Metrics of one evaluation view over its valid pixels, and truth beside render.
+
+        `lpips` is absent when its weights are; its network is `config.lpips_net`, its input [0, 1].
+        """
+        target = self._ground_truth(outputs, batch)
+        prediction = outputs["rgb"]
+        valid = self._valid(batch, *prediction.shape[:2])
+        images = {"img": torch.cat([target, prediction], dim=1)}
+        metrics = self._image_metrics(prediction, target, valid)
+        if self.config.color_corrected_metrics:
+            corrected = color_correct(prediction, target)
+            of_corrected = self._image_metrics(corrected, target, valid)
+            metrics.update({f"cc_{name}": value for name, value in of_corrected.items()})
+            images["cc_img"] = torch.cat([target, corrected], dim=1)
+        return metrics, images
+
+    def _image_metrics(
+        self, prediction: Tensor, target: Tensor, valid: Tensor | None
+    ) -> dict[str, float]:
+        metrics = {
+            "psnr": float(psnr(prediction, target, valid)),
+            "ssim": float(ssim(prediction, target, valid)),
+        }
+        perceptual = self.lpips(prediction, target, valid)
+        if perceptual is not None:
+            metrics["lpips"] = float(perceptual)
+        return metrics
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def update_to_step(self, step: int) -> None:
+        """Take over the step of a loaded checkpoint; it decides the SH degree that is rendered."""
+        self.step = step
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Strategy state, for an exact resume. Plain containers and tensors only."""
+        return {"strategy": dict(self.strategy_state)}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore `get_extra_state`; checkpoints of plain splatfacto have none."""
+        if state is None:
+            return
+        self.strategy_state = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in state["strategy"].items()
+        }
+
+    def load_state_dict(self, dict: Mapping[str, Any], **kwargs):  # type: ignore[override]
+        """Load in place: parameters keep their identity, so optimizers stay bound to them.
+
+        Raises:
+            InputError: parameters are missing or unknown and `allow_partial_load` is off.
+        """
+        state = {k: v for k, v in dict.items() if not k.startswith(_METRIC_PREFIXES)}
+        for name in self.gauss_params:
+            if name in state:  # checkpoints before nerfstudio 1.0
+                state[f"gauss_params.{name}"] = state.pop(name)
+        state.setdefault("_extra_state", None)
+        expected = set(self.state_dict())
+        missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
+        if missing or unexpected:
+            message = f"checkpoint does not fit the model: missing {missing}, unknown {unexpected}"
+            if not self.config.allow_partial_load:
+                raise InputError(
+                    f"{message}; --pipeline.model.allow-partial-load True loads what fits"
+                )
+            say(message)
+        for name, parameter in self.gauss_params.items():
+            loaded = state.get(f"gauss_params.{name}")
+            if loaded is not None and loaded.shape != parameter.shape:
+                parameter.data = parameter.data.new_zeros(loaded.shape)
+        # Past SplatfactoModel, whose version replaces the parameters and forgets the step.
+        return super(SplatfactoModel, self).load_state_dict(state, strict=False)
+
+
+def world_to_camera(camera_to_worlds: Tensor) -> Tensor:
+    """Rigid inverse [C, 4, 4] with OpenCV axes of camera_to_worlds [C, 3, 4] with OpenGL axes.
+
+    Eager and differentiable; upstream compiles the same for a C++ compiler that may be absent.
+    """
+    # OpenGL has y up and z back: the last two columns of the rotation change sign.
+    flip = camera_to_worlds.new_tensor([1.0, -1.0, -1.0])
+    rotation = (camera_to_worlds[:, :3, :3] * flip).transpose(1, 2)
+    translation = -rotation @ camera_to_worlds[:, :3, 3:4]
+    last_row = camera_to_worlds.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(rotation), 1, 4)
+    return torch.cat([torch.cat([rotation, translation], dim=2), last_row], dim=1)
+
+
+def _camera_index(camera: Cameras) -> int | None:
+    """Index of a real training view; pseudo views and free cameras have none."""
+    metadata = camera.metadata
+    return None if metadata is None else cast("int | None", metadata.get("cam_idx"))
+
+
+def _is_pseudo(camera: Cameras) -> bool:
+    return camera.metadata is not None and "pseudo_idx" in camera.metadata

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A headless Chromium, driven over its debugging protocol."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    # A machine without a GPU draws WebGL in software.
+    "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+    "--window-size=1000,700", "--remote-allow-origins=*",
+)  # fmt: skip
+
+
+def find_chromium() -> str | None:
+    """Path of a Chromium, None where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Page:
+    """One tab."""
+
+    def __init__(self, socket_url: str) -> None:
+        import websocket
+
+        self._socket = websocket.create_connection(socket_url, timeout=60)
+        self._ids = itertools.count(1)
+        self.call("Page.enable")
+
+    def call(self, method: str, **parameters):
+        """Call a method of the protocol and return its result."""
+        number = next(self._ids)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self._socket.recv())
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def evaluate(self, expression: str):
+        """Value of a JavaScript expression."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return result["result"].get("value")
+
+    def screenshot(self) -> Image.Image:
+        """What the page looks like now."""
+        data = self.call("Page.captureScreenshot", format="png")["data"]
+        return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
+    def wait_for(self, condition, seconds: float = 90.0):
+        """Call the function until it returns something true, and return that."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if result := condition():
+                return result
+            time.sleep(0.5)
+        raise TimeoutError("the page never got into the expected state")
+
+
+@contextmanager
+def open_page(url: str, profile: Path):
+    """Open an address in a new Chromium; closed at the end."""
+    chromium = find_chromium()
+    assert chromium is not None
+    port = free_port()
+    process = subprocess.Popen(
+        [chromium, *_FLAGS, f"--remote-debugging-port={port}", f"--user-data-dir={profile}", url],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(profile)},
+    )
+    try:
+        yield Page(_socket_url(port))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _socket_url(port: int) -> str:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=5) as answer:
+                tabs = [tab for tab in json.load(answer) if tab["type"] == "page"]
+        except OSError:
+            tabs = []
+        if tabs:
+            return tabs[0]["webSocketDebuggerUrl"]
+        time.sleep(0.3)
+    raise TimeoutError("Chromium did not open its debugging port")
+
+
+def variety(image: Image.Image) -> float:
+    """Standard deviation of the pixels, 0 for a blank picture."""
+    return float(np.asarray(image, dtype=np.float64).std())

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from nerfstudio.engine.optimizers import Optimizers
+
+from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.methods import ps4pro_splatfacto
+from ps4pro_nerfstudio.models.splatfacto import (
+    PS4PROSplatfactoModel,
+    PS4PROSplatfactoModelConfig,
+    world_to_camera,
+)
+from tests.conftest import look_at
+
+WIDTH, HEIGHT = 48, 36
+
+
+def _model(num_points=60, num_train_data=5, **options) -> PS4PROSplatfactoModel:
+    generator = torch.Generator().manual_seed(0)
+    xyz = 0.6 * torch.rand(num_points, 3, generator=generator) - 0.3
+    rgb = torch.randint(0, 255, (num_points, 3), generator=generator)
+    torch.manual_seed(0)
+    model = PS4PROSplatfactoModelConfig(**options).setup(
+        scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])),
+        num_train_data=num_train_data,
+        metadata={},
+        device="cpu",
+        grad_scaler=None,
+        seed_points=(xyz, rgb.to(torch.uint8)),
+    )
+    return model.train()
+
+
+def _camera(eye=(0.0, 2.0, 0.3), **metadata) -> Cameras:
+    pose = torch.from_numpy(look_at(np.array(eye), np.zeros(3))[None, :3]).float()
+    camera = Cameras(
+        pose, fx=50.0, fy=50.0, cx=WIDTH / 2, cy=HEIGHT / 2, width=WIDTH, height=HEIGHT
+    )
+    camera.metadata = metadata
+    return camera
+
+
+def _real_camera(index=0, **options) -> Cameras:
+    return _camera(cam_idx=index, **options)
+
+
+def _optimizers(model) -> Optimizers:
+    return Optimizers(ps4pro_splatfacto.config.optimizers.copy(), model.get_param_groups())
+
+
+def _photo(seed=0) -> torch.Tensor:
+    return torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def _step(model, optimizers, step: int, camera=None, **batch) -> float:
+    """One training step as the trainer does it."""
+    model.step_cb(optimizers, step)
+    optimizers.zero_grad_all()
+    outputs = model.get_outputs(camera or _real_camera())
+    loss = sum(model.get_loss_dict(outputs, {"image": _photo(), **batch}).values())
+    loss.backward()
+    optimizers.optimizer_step_all()
+    model.step_post_backward(step)
+    return float(loss)
+
+
+def test_p01_seed_points_train_on_the_cpu():
+    model = _model()
+    optimizers = _optimizers(model)
+    losses = [_step(model, optimizers, step) for step in range(12)]
+    assert model.device.type == "cpu"
+    assert losses[-1] < losses[0]
+
+
+def test_world_to_camera_is_the_inverse_with_opencv_axes():
+    pose = torch.from_numpy(look_at(np.array([1.0, 2.0, 0.5]), np.array([0.1, 0, 0]))).float()
+    opencv = pose @ torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
+    torch.testing.assert_close(
+        world_to_camera(pose[None, :3])[0] @ opencv, torch.eye(4), atol=1e-6, rtol=0
+    )
+
+
+def test_p22_cameras_keep_their_resolution():
+    model = _model(num_downscales=1)
+    model.step_cb(_optimizers(model), 0)
+    camera = _real_camera()
+    outputs = model.get_outputs(camera)
+    assert outputs["rgb"].shape == (HEIGHT // 2, WIDTH // 2, 3)
+    assert (int(camera.width), int(camera.height), float(camera.fx)) == (WIDTH, HEIGHT, 50.0)
+
+
+def test_sh_coefficients_above_the_degree_get_no_gradient():
+    model = _model(sh_degree_interval=10)
+    optimizers = _optimizers(model)
+    _step(model, optimizers, 11)  # degree 1: 3 of the 15 coefficients
+    gradient = model.gauss_params["features_rest"].grad
+    assert gradient[:, :3].abs().sum() > 0
+    assert gradient[:, 3:].abs().sum() == 0
+
+
+# ---------------------------------------------------------------- loss
+
+
+def test_p17_pixels_outside_the_mask_change_nothing():
+    """Whatever stands in masked pixels, loss and gradients are the same to the bit."""
+    mask = torch.ones(HEIGHT, WIDTH, 1, dtype=torch.bool)
+    mask[:, :9] = False
+    results = []
+    for junk in (0.0, 1.0, float("nan")):
+        model = _model(background_color="black")
+        optimizers = _optimizers(model)
+        photo = torch.where(mask, _photo(), junk)
+        loss = _step(model, optimizers, 0, image=photo, mask=mask)
+        results.append((loss, model.means.detach().clone()))
+    for loss, means in results[1:]:
+        assert loss == results[0][0]
+        assert torch.equal(means, results[0][1])
+
+
+def test_border_pixels_enter_no_metric():
+    model = _model().eval()
+    outputs = model.get_outputs(_camera())
+    mask = torch.ones(HEIGHT, WIDTH, 1, dtype=torch.bool)
+    mask[:3] = False
+    truth = outputs["rgb"].clamp(0.1, 0.9)
+    broken = torch.where(mask, truth, 0.0)
+    whole, _ = model.get_image_metrics_and_images(outputs, {"image": truth})
+    masked, _ = model.get_image_metrics_and_images(outputs, {"image": broken, "mask": mask})
+    unmasked, _ = model.get_image_metrics_and_images(outputs, {"image": broken})
+    assert masked["psnr"] == pytest.approx(whole["psnr"], abs=2.0)
+    assert unmasked["psnr"] < whole["psnr"] - 3
+
+
+def test_a_pseudo_view_counts_with_its_weight():
+    model = _model(background_color="black")
+    model.step_cb(_optimizers(model), 0)
+    outputs = model.get_outputs(_camera(pseudo_idx=0))
+    batch = {
+        "image": _photo(), "confidence": torch.ones(HEIGHT, WIDTH),
+        "mask": torch.ones(HEIGHT, WIDTH, 1, dtype=torch.bool),
+    }  # fmt: skip
+    real = model.get_loss_dict(outputs, {"image": _photo()})["main_loss"]
+    pseudo = model.get_loss_dict(outputs, {**batch, "pseudo_weight": 0.3})["main_loss"]
+    torch.testing.assert_close(pseudo, 0.3 * real, rtol=1e-4, atol=1e-6)
+
+
+def test_confidence_zero_is_no_supervision():
+    model = _model()
+    optimizers = _optimizers(model)
+    before = model.means.detach().clone()
+    zeros = torch.zeros(HEIGHT, WIDTH)
+    loss = _step(
+        model, optimizers, 0, _camera(pseudo_idx=0),
+        confidence=zeros, mask=(zeros > 0)[..., None], pseudo_weight=0.3,
+    )  # fmt: skip
+    assert loss == 0
+    torch.testing.assert_close(model.means.detach(), before, rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------- densification
+
+
+@pytest.mark.parametrize("num_views", [3, 400, 2_900, 6_000])
+def test_p15_densification_is_never_switched_off(num_views):
+    """Upstream pauses for num_views + 100 steps of each 3,000: from 2,900 views on, always."""
+    model = _model(num_train_data=num_views)
+    strategy = model.strategy
+    assert strategy.pause_refine_after_reset == min(num_views + 100, 1500)
+    assert any(
+        step % strategy.reset_every >= strategy.pause_refine_after_reset for step in range(3000)
+    )
+
+
+def test_p15_pseudo_views_do_not_steer_densification():
+    model = _model()
+    optimizers = _optimizers(model)
+    _step(model, optimizers, 0)
+    before = {k: v.clone() for k, v in model.strategy_state.items() if torch.is_tensor(v)}
+    assert before["count"].sum() > 0
+    ones = torch.ones(HEIGHT, WIDTH)
+    _step(
+        model, optimizers, 1, _camera(pseudo_idx=0),
+        confidence=ones, mask=(ones > 0)[..., None], pseudo_weight=0.3,
+    )  # fmt: skip
+    for name, value in before.items():
+        assert torch.equal(model.strategy_state[name], value), name
+
+
+def test_densification_ends_with_the_fraction_of_the_run():
+    model = _model()
+    trainer = types.SimpleNamespace(run_length=1000)
+    attributes = TrainingCallbackAttributes(
+        optimizers=_optimizers(model), grad_scaler=None, pipeline=None, trainer=trainer
+    )  # type: ignore[arg-type]
+    model.get_training_callbacks(attributes)
+    assert model.strategy.refine_stop_iter == 500
+    trainer.run_length = 100_000
+    model.get_training_callbacks(attributes)
+    assert model.strategy.refine_stop_iter == 15_000
+
+
+def test_p16_a_pseudo_view_leaves_per_image_parameters_alone():
+    """With camera optimisation on, a pseudo view renders from its own pose and corrects none."""
+    model = _model(camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"))
+    with torch.no_grad():
+        model.camera_optimizer.pose_adjustment += 0.05
+    model.step_cb(_optimizers(model), 0)
+    ones = torch.ones(HEIGHT, WIDTH)
+    batch = {"image": _photo(), "confidence": ones, "mask": (ones > 0)[..., None]}
+    outputs = model.get_outputs(_camera(pseudo_idx=0))
+    model.get_loss_dict(outputs, batch)["main_loss"].backward()
+    assert model.camera_optimizer.pose_adjustment.grad is None
+    # A real view is moved by its correction and teaches it.
+    outputs = model.get_outputs(_real_camera(2))
+    model.get_loss_dict(outputs, {"image": _photo()})["main_loss"].backward()
+    gradient = model.camera_optimizer.pose_adjustment.grad
+    assert gradient[2].abs().sum() > 0
+    assert gradient[[0, 1, 3, 4]].abs().sum() == 0
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_p09_loading_keeps_the_optimizers_bound():
+    trained = _model(num_points=80)
+    model = _model(num_points=60)
+    optimizers = _optimizers(model)
+    model.load_state_dict(trained.state_dict())
+    for name, parameter in model.gauss_params.items():
+        assert optimizers.parameters[name][0] is parameter
+        assert torch.equal(parameter, trained.gauss_params[name])
+    before = model.means.detach().clone()
+    _step(model, optimizers, 0)
+    assert not torch.equal(model.means, before)
+
+
+def test_p10_the_step_of_the_checkpoint_is_kept():
+    model = _model()
+    model.update_to_step(123)
+    model.load_state_dict(_model().state_dict())
+    assert model.step == 123
+
+
+def test_p10_strategy_state_survives():
+    trained = _model()
+    optimizers = _optimizers(trained)
+    for step in range(3):
+        _step(trained, optimizers, step)
+    model = _model()
+    model.load_state_dict(trained.state_dict())
+    for name, value in trained.strategy_state.items():
+        if torch.is_tensor(value):
+            assert torch.equal(model.strategy_state[name], value)
+        else:
+            assert model.strategy_state[name] == value
+
+
+def test_p11_a_checkpoint_that_does_not_fit_is_refused():
+    state = _model().state_dict()
+    state["gauss_params.colours"] = state.pop("gauss_params.features_dc")
+    with pytest.raises(InputError, match=r"features_dc.*colours"):
+        _model().load_state_dict(state)
+    model = _model(allow_partial_load=True)
+    kept = model.features_dc.detach().clone()
+    model.load_state_dict(state)
+    assert torch.equal(model.features_dc, kept)
+
+
+def test_a_checkpoint_of_plain_splatfacto_loads():
+    """It has LPIPS weights, no strategy state, and before nerfstudio 1.0 no `gauss_params.`."""
+    state = _model().state_dict()
+    state.pop("_extra_state")
+    state["lpips.net.lin0.model.1.weight"] = torch.zeros(1)
+    _model(num_points=70).load_state_dict(dict(state))
+    old = {k.removeprefix("gauss_params."): v for k, v in state.items()}
+    model = _model(num_points=70)
+    model.load_state_dict(old)
+    assert torch.equal(model.means, state["gauss_params.means"])
+
+
+def test_p13_no_metric_network_enters_the_checkpoint():
+    model = _model()
+    model.eval().get_image_metrics_and_images(model.get_outputs(_camera()), {"image": _photo()})
+    assert {key.split(".")[0] for key in model.state_dict()} == {"gauss_params", "_extra_state"} | (
+        {"device_indicator_param"} if "device_indicator_param" in model.state_dict() else set()
+    )
