@@ -230,10 +230,12 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Plan the pseudo steps over the length of the run, and say the plan."""
-        trainer = training_callback_attributes.trainer
-        run_length = getattr(trainer, "run_length", None) or trainer.config.max_num_iterations
-        if self.pseudo_views:
+        """Plan the pseudo steps over the length of the run, and say the plan.
+
+        Only our trainer knows that length; under another one there are no pseudo steps.
+        """
+        run_length = getattr(training_callback_attributes.trainer, "run_length", None)
+        if self.pseudo_views and run_length is not None:
             self._schedule = self._plan(run_length, len(self.pseudo_views))
             say(self._schedule.describe())
         return super().get_training_callbacks(training_callback_attributes)

@@ -165,7 +165,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
 
     # ------------------------------------------------------------------ rendering
 
-    def get_outputs(self, camera: Cameras) -> dict[str, Tensor | list]:
+    def get_outputs(self, camera: Cameras) -> dict[str, Any]:
         """Render one camera.
 
         Returns:

@@ -75,7 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 # Densification and pseudo views take part in all of a run that is far too short for them.
-TRAIN = (
+TRAIN: tuple[object, ...] = (
     "ps4pro-splatfacto", "--data", "scene", "--vis", "tensorboard",
     "--max-num-iterations", 30, "--steps-per-save", 15, "--save-only-latest-checkpoint", "False",
     "--pipeline.model.warmup-length", 3, "--pipeline.model.refine-every", 4,

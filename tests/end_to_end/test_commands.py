@@ -109,9 +109,7 @@ def test_p34_eval_without_lpips_weights_says_so_once(trained: Run, tmp_path):
 
 
 def test_export_writes_the_gaussians(trained: Run):
-    pytest.importorskip(
-        "open3d", reason="ns-export needs Open3D, see ps4pro doctor", exc_type=ImportError
-    )
+    pytest.importorskip("open3d", reason="ns-export needs Open3D", exc_type=ImportError)
     from plyfile import PlyData
 
     succeed(

@@ -11,19 +11,19 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ps4pro_nerfstudio.engine.trainer import PS4PROTrainer
 from ps4pro_nerfstudio.methods import ps4pro_splatfacto
 
 
-def _trainer(folder: Path, **parser_options) -> PS4PROTrainer:
+def _trainer(folder: Path, **parser_options) -> Any:
     """Set up training as `ns-train ps4pro-splatfacto --data folder` does."""
-    config = copy.deepcopy(ps4pro_splatfacto.config)
+    config: Any = copy.deepcopy(ps4pro_splatfacto.config)
     config.vis = "tensorboard"
     config.logging.local_writer.enable = False
     config.max_num_iterations = 4
@@ -56,7 +56,7 @@ def _images(folder: Path) -> list[Path]:
     return sorted((folder / "images").iterdir())
 
 
-def _train_a_step(trainer: PS4PROTrainer) -> float:
+def _train_a_step(trainer: Any) -> float:
     trainer.pipeline.train()
     trainer.pipeline.model.step_cb(trainer.optimizers, 0)
     loss, _, _ = trainer.train_iteration(0)
@@ -260,7 +260,7 @@ def test_p02_nothing_is_pinned_and_large_captures_load(capture, monkeypatch):
     from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import PseudoViewDatamanager
 
     folder = capture()
-    config = copy.deepcopy(ps4pro_splatfacto.config.pipeline.datamanager)
+    config: Any = copy.deepcopy(ps4pro_splatfacto.config.pipeline.datamanager)
     config.data = folder
     config.cache_images = "cpu"
     manager = config.setup(device="cpu", test_mode="test")
@@ -275,7 +275,7 @@ def test_p24_a_subclass_keeps_the_dataset_type(capture):
     class Grandchild(PseudoViewDatamanager):
         pass
 
-    config = copy.deepcopy(ps4pro_splatfacto.config.pipeline.datamanager)
+    config: Any = copy.deepcopy(ps4pro_splatfacto.config.pipeline.datamanager)
     config._target, config.data = Grandchild, capture()
     assert type(config.setup(device="cpu", test_mode="test").train_dataset) is PhotoDataset
 
@@ -302,8 +302,8 @@ def test_training_views_alone_make_points_and_pseudo_views(capture):
         if junk:
             meta = json.loads((folder / "transforms.json").read_text())
             noise = np.random.default_rng(1).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-            parsed = ps4pro_splatfacto.config.pipeline.datamanager.dataparser
-            parsed = copy.deepcopy(parsed)
+            manager: Any = ps4pro_splatfacto.config.pipeline.datamanager
+            parsed = copy.deepcopy(manager.dataparser)
             parsed.data = folder
             held_out = parsed.setup().get_dataparser_outputs("val").image_filenames
             assert len(held_out) == 1

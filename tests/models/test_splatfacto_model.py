@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,11 +67,12 @@ def _step(model, optimizers, step: int, camera=None, **batch) -> float:
     model.step_cb(optimizers, step)
     optimizers.zero_grad_all()
     outputs = model.get_outputs(camera or _real_camera())
-    loss = sum(model.get_loss_dict(outputs, {"image": _photo(), **batch}).values())
+    losses = model.get_loss_dict(outputs, {"image": _photo(), **batch})
+    loss = torch.stack(list(losses.values())).sum()
     loss.backward()
     optimizers.optimizer_step_all()
     model.step_post_backward(step)
-    return float(loss)
+    return float(loss.detach())
 
 
 def test_p01_seed_points_train_on_the_cpu():
@@ -197,7 +199,7 @@ def test_p15_pseudo_views_do_not_steer_densification():
 
 def test_densification_ends_with_the_fraction_of_the_run():
     model = _model()
-    trainer = types.SimpleNamespace(run_length=1000)
+    trainer: Any = types.SimpleNamespace(run_length=1000)
     attributes = TrainingCallbackAttributes(
         optimizers=_optimizers(model), grad_scaler=None, pipeline=None, trainer=trainer
     )  # type: ignore[arg-type]
@@ -212,7 +214,7 @@ def test_p16_a_pseudo_view_leaves_per_image_parameters_alone():
     """With camera optimisation on, a pseudo view renders from its own pose and corrects none."""
     model = _model(camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"))
     with torch.no_grad():
-        model.camera_optimizer.pose_adjustment += 0.05
+        model.camera_optimizer.pose_adjustment.add_(0.05)
     model.step_cb(_optimizers(model), 0)
     ones = torch.ones(HEIGHT, WIDTH)
     batch = {"image": _photo(), "confidence": ones, "mask": (ones > 0)[..., None]}
@@ -223,6 +225,7 @@ def test_p16_a_pseudo_view_leaves_per_image_parameters_alone():
     outputs = model.get_outputs(_real_camera(2))
     model.get_loss_dict(outputs, {"image": _photo()})["main_loss"].backward()
     gradient = model.camera_optimizer.pose_adjustment.grad
+    assert gradient is not None
     assert gradient[2].abs().sum() > 0
     assert gradient[[0, 1, 3, 4]].abs().sum() == 0
 
