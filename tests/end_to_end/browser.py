@@ -13,10 +13,11 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
 _FLAGS = (
@@ -71,7 +72,11 @@ class Page:
         data = self.call("Page.captureScreenshot", format="png")["data"]
         return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
-    def wait_for(self, condition, seconds: float = 90.0):
+    def scroll(self, x: float, y: float, pixels: float) -> None:
+        """Turn the mouse wheel there; positive pixels zoom out of a 3-D view."""
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=pixels)
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 90.0) -> Any:
         """Call the function until it returns something true, and return that."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -112,8 +117,3 @@ def _socket_url(port: int) -> str:
             return tabs[0]["webSocketDebuggerUrl"]
         time.sleep(0.3)
     raise TimeoutError("Chromium did not open its debugging port")
-
-
-def variety(image: Image.Image) -> float:
-    """Standard deviation of the pixels, 0 for a blank picture."""
-    return float(np.asarray(image, dtype=np.float64).std())

@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.end_to_end.browser import find_chromium, free_port, open_page, variety
+from tests.end_to_end.browser import Page, find_chromium, free_port, open_page
 from tests.end_to_end.conftest import TRAIN, Run, command
 
 pytestmark = [
@@ -42,20 +43,37 @@ def _artefacts() -> Path:
     return folder
 
 
-def _scene_of(page) -> np.ndarray | None:
-    """The middle of the canvas once it shows more than a plain background."""
-    if not page.evaluate("document.querySelector('canvas') !== null"):
+# The canvas without the title bar and the panel on its right: left, top, right, bottom.
+_CANVAS = (0, 60, 670, 550)
+# What the model renders where there is nothing; the page itself is darker.
+_BACKGROUND = np.array([38, 42, 55])
+
+
+def _look_at_the_scene(page: Page) -> float:
+    """Wait for rendered pictures and zoom out until the scene is in sight.
+
+    Returns:
+        Share of the canvas that shows the scene.
+    """
+    page.wait_for(lambda: page.evaluate("document.querySelector('canvas') !== null"))
+
+    def share() -> float | None:
+        canvas = np.asarray(page.screenshot().crop(_CANVAS), dtype=np.int64)
+        empty = np.abs(canvas - _BACKGROUND).max(-1) < 12
+        # Without any of the model's background no picture has come from the server yet.
+        if empty.mean() < 0.05 or (~empty).mean() > 0.05:
+            return float((~empty).mean()) if empty.mean() >= 0.05 else None
+        page.scroll(335, 300, 240)
         return None
-    middle = page.screenshot().crop((100, 150, 600, 650))
-    return np.asarray(middle) if variety(middle) > 12 else None
+
+    return page.wait_for(share)
 
 
-def _wait_for_port(log: Path, page_log: str = "Viewer running locally") -> None:
-    import time
-
+def _wait_for_server(log: Path, port: int) -> None:
+    """Wait until the log names the address, on loopback: nothing but this machine can connect."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
-        if page_log in log.read_text():
+        if f"http://127.0.0.1:{port}" in log.read_text():
             return
         time.sleep(0.5)
     raise TimeoutError(log.read_text()[-3000:])
@@ -69,11 +87,11 @@ def test_ns_viewer_shows_the_scene(trained: Run, tmp_path):
         "--viewer.websocket-host", "127.0.0.1",
     )  # fmt: skip
     with _serving(log, "ns-viewer", *arguments, cwd=trained.folder):
-        _wait_for_port(log)
+        _wait_for_server(log, port)
         with open_page(f"http://127.0.0.1:{port}", tmp_path / "profile") as page:
-            scene = page.wait_for(lambda: (s := _scene_of(page)) is not None and s.std())
+            share = _look_at_the_scene(page)
             page.screenshot().save(_artefacts() / "viewer.png")
-            assert scene > 12
+            assert share > 0.05
             assert "Connection opened" in log.read_text()
 
 
@@ -86,11 +104,9 @@ def test_p38_training_goes_on_while_the_viewer_renders(trained: Run, tmp_path):
     arguments[arguments.index("--max-num-iterations") + 1] = 100_000
     arguments += ["--viewer.websocket-port", port, "--timestamp", "viewed"]
     with _serving(log, "ns-train", *arguments, cwd=trained.folder) as process:
-        _wait_for_port(log)
-        # Loopback by default: nothing but this machine can connect.
-        assert f"http://127.0.0.1:{port}" in log.read_text()
+        _wait_for_server(log, port)
         with open_page(f"http://127.0.0.1:{port}", tmp_path / "profile") as page:
-            page.wait_for(lambda: _scene_of(page) is not None)
+            _look_at_the_scene(page)
             seen = set()
 
             def steps_advance() -> bool:
