@@ -117,7 +117,9 @@ def enable_cpu_strategies() -> None:
     def compute_relocation(opacities, scales, ratios, binoms):
         if opacities.is_cuda:
             return relocation_on_cuda(opacities, scales, ratios, binoms)
-        return relocated(opacities.flatten(), scales, ratios)
+        # Models keep opacities as [N] or [N, 1]; gsplat returns the shape it was given.
+        new_opacities, new_scales = relocated(opacities.flatten(), scales, ratios)
+        return new_opacities.reshape(opacities.shape), new_scales
 
     @functools.wraps(covariances_on_cuda)
     def quat_scale_to_covar_preci(quats, scales, *arguments, **options):

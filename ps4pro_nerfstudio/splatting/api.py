@@ -218,7 +218,7 @@ def _check_tensors(
             )
     else:
         bases = (sh_degree + 1) ** 2
-        k = max(colors.shape[-2], bases) if colors.dim() > 1 else bases
+        k = max(colors.shape[-2], bases) if colors.dim() in (3, 4) else bases
         tensors["colors"] = (colors, [[n, k, 3], [c, n, k, 3]])
         d = 3
     # The background of a depth image is zero whatever is passed, as in gsplat.

@@ -43,7 +43,9 @@ def random_scene(
     viewmats[:, 0, 2], viewmats[:, 2, 0] = angles.sin(), -angles.sin()
     viewmats[:, :3, 3] = 0.1 * normal(cameras, 3)
     focal = max(width, height) * 0.8
-    intrinsics = torch.tensor([[focal, 0, width / 2 + 0.3], [0, focal, height / 2 - 0.2], [0, 0, 1]])
+    intrinsics = torch.tensor(
+        [[focal, 0, width / 2 + 0.3], [0, focal, height / 2 - 0.2], [0, 0, 1]]
+    )
     return {
         "means": torch.cat([lateral, depth[:, None]], dim=-1),
         "quats": normal(n, 4),
@@ -71,7 +73,7 @@ def convert(scene: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def render_with_gradients(
     scene: dict[str, Any], dtype: torch.dtype = torch.float32, **options: Any
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Any]]:
-    """render, alphas, the gradient of each parameter (and means2d) for fixed random weights, info."""
+    """render, alphas, gradients of parameters and means2d for fixed random weights, info."""
     scene = convert(scene, dtype)
     render, alphas, info = rasterization(**{**scene, **options})
     info["means2d"].retain_grad()
@@ -89,6 +91,15 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     """L2 norm of the difference over the L2 norm of the truth (or 1e-8)."""
     difference = (value.double() - truth.double()).norm()
     return (difference / truth.double().norm().clamp_min(1e-8)).item()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny scenes are rendered faster by one thread, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

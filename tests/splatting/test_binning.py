@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.splatting import reference
-from ps4pro_nerfstudio.splatting.cpu import functions
+from ps4pro_nerfstudio.splatting.cpu import functions as kernels
 from ps4pro_nerfstudio.splatting.cpu.threads import kernel_threads
 
+# Any: type checkers do not follow unpacked lists into parameters.
+functions: Any = kernels
 WIDTH, HEIGHT = 75, 53
 
 

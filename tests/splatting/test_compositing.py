@@ -2,12 +2,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from ps4pro_nerfstudio.splatting import reference
-from ps4pro_nerfstudio.splatting.cpu import functions
+from ps4pro_nerfstudio.splatting import reference as twin
+from ps4pro_nerfstudio.splatting.cpu import functions as kernels
+
+# Any: type checkers do not follow unpacked lists into parameters.
+reference: Any = twin
+functions: Any = kernels
 
 WIDTH, HEIGHT = 70, 37
 
@@ -38,9 +43,7 @@ def blend(implementation, rows, dtype, depth_channel, absgrad=True):
 
 @pytest.mark.parametrize("depth_channel", [False, True])
 @pytest.mark.parametrize("channels", [1, 3, 4, 5, 9])
-def test_image_and_gradients_equal_the_twin_on_the_same_rows(
-    scene, error, channels, depth_channel
-):
+def test_image_and_gradients_equal_the_twin_on_the_same_rows(scene, error, channels, depth_channel):
     rows = splats(scene, channels)
     render, alphas, gradients, absgrad = blend(functions, rows, torch.float32, depth_channel)
     truth, true_alphas, true_gradients, true_absgrad = blend(
@@ -64,6 +67,8 @@ def test_image_and_gradients_equal_the_twin_on_the_same_rows(
 def test_absolute_gradient_bounds_the_gradient(scene):
     rows = splats(scene, 3)
     _, _, gradients, absgrad = blend(functions, rows, torch.float32, False)
+    assert absgrad is not None
+    assert gradients[0] is not None
     assert (absgrad >= gradients[0].abs() * (1 - 1e-4) - 1e-6).all()
     assert (absgrad > 1.5 * gradients[0].abs()).any()
 

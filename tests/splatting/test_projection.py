@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from ps4pro_nerfstudio.splatting import reference
 from ps4pro_nerfstudio.splatting.reference import ProjectionSettings
+
+# Any: type checkers do not follow unpacked lists into parameters.
+functions: Any = importlib.import_module("ps4pro_nerfstudio.splatting.cpu.functions")
 
 IMPLEMENTATIONS = [
     # module, dtype, tolerance of screen positions in pixels
@@ -20,7 +24,7 @@ IMPLEMENTATIONS = [
 NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
 
 
-def arguments(scene, dtype):
+def arguments(scene, dtype) -> Any:
     return [scene[name].detach().to(dtype).clone() for name in NAMES]
 
 
@@ -73,8 +77,6 @@ def test_spherical_harmonics_obey_the_addition_theorem():
 @pytest.mark.parametrize("degree", [None, 0, 1, 2, 3, 4])
 @pytest.mark.parametrize("antialiased", [False, True])
 def test_projection_gradients_equal_the_twin(scene, error, degree, antialiased):
-    from ps4pro_nerfstudio.splatting.cpu import functions
-
     s = scene(150, 61, 45, cameras=2, sh_bases=None if degree is None else 25, seed=5)
     s["means"][:5, 2] -= 5
     settings = ProjectionSettings(61, 45, sh_degree=degree, antialiased=antialiased)
@@ -106,8 +108,6 @@ def test_projection_gradients_equal_the_twin(scene, error, degree, antialiased):
 
 
 def test_colours_per_camera_equal_one_call_per_camera(scene):
-    from ps4pro_nerfstudio.splatting.cpu import functions
-
     s = scene(40, 32, 32, cameras=2, sh_bases=9)
     leaves = arguments(s, torch.float32)
     colors = torch.stack([leaves[4], leaves[4].flip(0)]).requires_grad_(True)
@@ -191,8 +191,6 @@ def test_broken_parameters_hide_one_gaussian_and_touch_no_other(
 
 def test_needles_keep_their_compensation_in_single_precision():
     """A needle 0.01 px thin and 100 px long at 45 degrees, where det(cov) cancels in float32."""
-    from ps4pro_nerfstudio.splatting.cpu import functions
-
     settings = ProjectionSettings(200, 200, antialiased=True)
     angle = math.pi / 8  # half of 45 degrees
     means = torch.tensor([[0.0, 0.0, 1.0]])
@@ -210,9 +208,7 @@ def test_needles_keep_their_compensation_in_single_precision():
 
 
 def test_singular_view_matrix_is_named():
-    from ps4pro_nerfstudio.splatting.cpu import functions
-
-    parameters = [torch.ones(1, 3), torch.ones(1, 4), torch.ones(1, 3), torch.ones(1)]
+    parameters: Any = [torch.ones(1, 3), torch.ones(1, 4), torch.ones(1, 3), torch.ones(1)]
     with pytest.raises(ValueError, match="viewmats"):
         functions.project(
             *parameters, torch.ones(1, 1, 3), torch.zeros(1, 4, 4), torch.eye(3)[None],
