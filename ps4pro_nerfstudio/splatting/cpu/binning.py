@@ -256,7 +256,23 @@ def _exclusive_sums(counts, n_bins):
             total += count
 
 
-@kernel()
+@helper(parallel=True)
+def _run_segments(
+    phase, n_segments, n, shift, tiles_w, tiles_h, means2d, conics, opacities, radii, colors,
+    color_depths, depth_bits, camera_bits, records, records_int, rects, tiles_per_gauss,
+    slot_starts, totals, keys, other, counts, ids, isect_ids,
+):  # fmt: skip
+    """One phase of all segments, in parallel."""
+    for segment in prange(n_segments):
+        _run_phase(
+            phase, np.int64(segment), n_segments, n, shift, tiles_w, tiles_h, means2d, conics,
+            opacities, radii, colors, color_depths, depth_bits, camera_bits, records,
+            records_int, rects, tiles_per_gauss, slot_starts, totals, keys, other, counts, ids,
+            isect_ids,
+        )  # fmt: skip
+
+
+@kernel(parallel=False)
 def build_lists(
     n, tiles_w, tiles_h, means2d, conics, opacities, radii, colors, color_depths, depths,
     n_segments, max_isects, camera_bits, records, records_int, tiles_per_gauss, tile_starts,
@@ -299,19 +315,19 @@ def build_lists(
         elif step >= 2:
             phase = COUNT_DIGITS + (step - 2) % 2
             shift = np.uint64(32 + (step - 2) // 2 * DIGIT_BITS)
-        n_parallel = 0 if KEYS <= phase <= SCATTER_DIGITS and n < SERIAL_SORT else n_segments
-        for segment in range(n_parallel, n_segments):
-            _run_phase(
-                phase, segment, n_segments, n, shift, tiles_w, tiles_h, means2d, conics, opacities,
-                radii, colors, color_depths, depth_bits, camera_bits, records, records_int, rects,
+        if KEYS <= phase <= SCATTER_DIGITS and n < SERIAL_SORT:
+            for segment in range(n_segments):
+                _run_phase(
+                    phase, segment, n_segments, n, shift, tiles_w, tiles_h, means2d, conics,
+                    opacities, radii, colors, color_depths, depth_bits, camera_bits, records,
+                    records_int, rects, tiles_per_gauss, slot_starts, totals, keys, other, counts,
+                    ids, isect_ids,
+                )  # fmt: skip
+        else:
+            _run_segments(
+                phase, n_segments, n, shift, tiles_w, tiles_h, means2d, conics, opacities, radii,
+                colors, color_depths, depth_bits, camera_bits, records, records_int, rects,
                 tiles_per_gauss, slot_starts, totals, keys, other, counts, ids, isect_ids,
-            )  # fmt: skip
-        for segment in prange(n_parallel):
-            _run_phase(
-                phase, np.int64(segment), n_segments, n, shift, tiles_w, tiles_h, means2d, conics,
-                opacities, radii, colors, color_depths, depth_bits, camera_bits, records,
-                records_int, rects, tiles_per_gauss, slot_starts, totals, keys, other, counts, ids,
-                isect_ids,
             )  # fmt: skip
         if phase == PREPARE:
             for row in range(n_segments):

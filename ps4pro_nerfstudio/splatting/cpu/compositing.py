@@ -66,6 +66,7 @@ from ps4pro_nerfstudio.splatting.cpu.simd import (
     maximum,
     minimum,
     prefetch,
+    prefetch_for_write,
     store,
     store_four_sums,
 )
@@ -321,9 +322,15 @@ def _backward_tile(
 
     end = tile_ends[tile]
     for k in range(tile_starts[tile], end):
-        g = ids[k] * RECORD
+        # Gradient rows are scattered in memory: wait neither for the record nor for its row.
+        if k + 2 * PREFETCH_AHEAD < end:
+            prefetch(records, ids[k + 2 * PREFETCH_AHEAD] * RECORD)
         if k + PREFETCH_AHEAD < end:
-            prefetch(records, ids[k + PREFETCH_AHEAD] * RECORD)
+            g = ids[k + PREFETCH_AHEAD] * RECORD
+            slot = load_scalar(records_int, g + R_SLOT_BASE)
+            slot += row * load_scalar(records_int, g + R_SLOT_PITCH) + column
+            prefetch_for_write(isect_grads, np.int64(slot) * GRADS)
+        g = ids[k] * RECORD
         slot = load_scalar(records_int, g + R_SLOT_BASE)
         slot += row * load_scalar(records_int, g + R_SLOT_PITCH) + column
         hits = np.int64(masks[slot])

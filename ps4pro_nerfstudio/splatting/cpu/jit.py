@@ -83,26 +83,32 @@ def announce_compilation() -> None:
         say("compiling CPU kernels once (about 10 s)")
 
 
-def kernel(*, fastmath: set[str] | bool = FASTMATH) -> Callable[[Callable], Any]:
+def kernel(
+    *, parallel: bool = True, fastmath: set[str] | bool = FASTMATH
+) -> Callable[[Callable], Any]:
     """Declare a compiled function that Python calls; cached on disk.
 
-    Call it inside `threads.kernel_threads()`.
+    Call it inside `threads.kernel_threads()`. Keep the body of a parallel one small, by calling
+    helpers: numba analyses and compiles it twice.
     """
 
     def declare(function: Callable) -> Any:
         previous = numba.config.CACHE_DIR  # type: ignore[attr-defined]
         numba.config.CACHE_DIR = str(cache_directory())  # type: ignore[attr-defined]
         try:
-            return numba.njit(parallel=True, fastmath=fastmath, error_model="numpy", cache=True)(
-                function
-            )
+            return numba.njit(
+                parallel=parallel, fastmath=fastmath, error_model="numpy", cache=True
+            )(function)
         finally:
             numba.config.CACHE_DIR = previous  # type: ignore[attr-defined]
 
     return declare
 
 
-def helper(*, fastmath: set[str] | bool = FASTMATH) -> Callable[[Callable], Any]:
+def helper(
+    *, parallel: bool = False, fastmath: set[str] | bool = FASTMATH
+) -> Callable[[Callable], Any]:
     """Declare a function that only kernels call; without the wrappers that Python would need."""
     options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    options["parallel"] = parallel
     return numba.njit(fastmath=fastmath, error_model="numpy", **options)

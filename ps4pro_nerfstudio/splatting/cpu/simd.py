@@ -123,19 +123,33 @@ def floor(typingctx, value):
     return types.float32(types.float32), codegen
 
 
+def _prefetch(context, builder, signature, args, write):
+    pointer = _element_pointer(context, builder, signature.args[0], args[0], args[1])
+    pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    function = _declare(
+        builder, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, _I32, _I32, _I32]
+    )
+    # (address, 0 = read or 1 = write, 3 = keep in all levels, 1 = data)
+    builder.call(function, [pointer, _I32(write), _I32(3), _I32(1)])
+    return context.get_dummy_value()
+
+
 @intrinsic
 def prefetch(typingctx, array, index):
     """Asks the CPU to bring ``array[index]`` into its first-level cache."""
 
     def codegen(context, builder, signature, args):
-        pointer = _element_pointer(context, builder, signature.args[0], args[0], args[1])
-        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-        function = _declare(
-            builder, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, _I32, _I32, _I32]
-        )
-        # (address, 0 = read, 3 = keep in all levels, 1 = data)
-        builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])
-        return context.get_dummy_value()
+        return _prefetch(context, builder, signature, args, 0)
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch_for_write(typingctx, array, index):
+    """The same for an element that will be written."""
+
+    def codegen(context, builder, signature, args):
+        return _prefetch(context, builder, signature, args, 1)
 
     return types.void(array, types.intp), codegen
 
