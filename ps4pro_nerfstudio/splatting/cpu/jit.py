@@ -80,7 +80,7 @@ def cache_directory() -> Path:
 def announce_compilation() -> None:
     """Say once per process that the kernels are about to be compiled, if their cache is empty."""
     if not any(cache_directory().glob("*/*.nbi")):
-        say("compiling CPU kernels once (about 10 s)")
+        say("compiling CPU kernels once (about 20 s)")
 
 
 def kernel(
