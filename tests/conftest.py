@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ps4pro_nerfstudio.caches import cache_folder
+
 CaptureMaker = Callable[..., Path]
 
 
@@ -21,6 +23,7 @@ def _private_caches(tmp_path_factory: pytest.TempPathFactory):
     """Pseudo views and points go to a folder of the session; compiled kernels stay shared."""
     with pytest.MonkeyPatch.context() as patch:
         if "PS4PRO_CACHE" not in os.environ:
+            patch.setenv("NUMBA_CACHE_DIR", str(cache_folder("numba")))
             patch.setenv("PS4PRO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

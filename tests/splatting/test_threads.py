@@ -102,10 +102,9 @@ def test_cache_folder_follows_the_users_and_is_no_other_packages(tmp_path):
     folder, used = run_fresh(code, NUMBA_CACHE_DIR=str(tmp_path)).split()
     assert folder == str(tmp_path / "ps4pro-nerfstudio" / jit._source_key())
     assert used.startswith(folder)
-    environment = {"NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path)}
-    if sys.platform.startswith("linux"):
-        folder, _ = run_fresh(code, **environment).split()
-        assert folder.startswith(str(tmp_path / "ps4pro-nerfstudio" / "numba"))
+    environment = {"NUMBA_CACHE_DIR": "", "PS4PRO_CACHE": str(tmp_path)}
+    folder, _ = run_fresh(code, **environment).split()
+    assert folder.startswith(str(tmp_path / "numba"))
 
 
 def test_read_only_home_falls_back_with_one_line(monkeypatch, tmp_path, capsys):

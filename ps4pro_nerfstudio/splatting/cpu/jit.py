@@ -6,8 +6,8 @@
 
 numba's own cache does not notice edits in an imported helper, so ours lives in a folder named after
 a hash of the package version, the numba version and the sources of all kernels. The folder is
-`<user cache>/ps4pro-nerfstudio/numba/<key>`, below NUMBA_CACHE_DIR when the user set that, or a
-temporary one when neither can be written. `numba.config.CACHE_DIR` is changed only while one of our
+`numba/<key>` in the package's cache, below NUMBA_CACHE_DIR when the user set that, or a temporary
+one when neither can be written. `numba.config.CACHE_DIR` is changed only while one of our
 functions is declared, so other users of numba in the process are not affected.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,21 +24,13 @@ from typing import Any
 import numba
 
 from ps4pro_nerfstudio import __version__
+from ps4pro_nerfstudio.caches import cache_folder
 from ps4pro_nerfstudio.messages import say
 
 # Everything of fastmath except "no NaN" and "no infinity", so that tests for them survive.
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 # For kernels whose inputs have passed such a test.
 NO_NAN = FASTMATH | {"nnan"}
-
-
-def _user_cache() -> Path:
-    """The folder where this system keeps a user's caches."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _source_key() -> str:
@@ -67,7 +58,7 @@ def cache_directory() -> Path:
     if os.environ.get("NUMBA_CACHE_DIR"):
         base = Path(os.environ["NUMBA_CACHE_DIR"]) / "ps4pro-nerfstudio"
     else:
-        base = _user_cache() / "ps4pro-nerfstudio" / "numba"
+        base = cache_folder("numba")
     folder = base / _source_key()
     if _writable(folder):
         return folder
