@@ -7,15 +7,19 @@ import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from nerfstudio.configs.method_configs import all_methods, method_configs
+from nerfstudio.configs import method_configs as registry
 from nerfstudio.models.splatfacto import SplatfactoModel, SplatfactoModelConfig
 from torchvision.models import alexnet
 
 from tests.conftest import write_capture
 from tests.end_to_end.conftest import run, succeed
+
+all_methods: dict[str, Any] = dict(registry.all_methods)
+method_configs: dict[str, Any] = dict(registry.method_configs)
 
 OPTIONAL = ("numba", "pycolmap", "imageio_ffmpeg", "embreex", "diffusers", "transformers", "ray")
 
