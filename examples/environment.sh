@@ -21,7 +21,9 @@ make_environment() {
     # The project's place is part of it: an editable install points there.
     wanted=$( (cat "$project/pyproject.toml"; echo "$project") | "$python" -c \
         'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    # An environment with the tools of the tests has all that the package alone needs.
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] &&
+        [ "$(cat "$venv/.ps4pro-installed-dev" 2>/dev/null)" != "$wanted" ]; then
         echo "Installing into $venv (about 3 minutes and 8 GB the first time)"
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
             --editable "$project${extras:+[$extras]}"
