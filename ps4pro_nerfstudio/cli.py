@@ -17,7 +17,10 @@ from ps4pro_nerfstudio.benchmark.rasterizer import RasterizerBenchmark
 from ps4pro_nerfstudio.benchmark.startup import StartupBenchmark
 from ps4pro_nerfstudio.benchmark.summary import Summary
 from ps4pro_nerfstudio.demo import DemoScene
+from ps4pro_nerfstudio.interpolation.video import Interpolate
 from ps4pro_nerfstudio.messages import InputError, MissingPartError, fail, say
+from ps4pro_nerfstudio.training.evaluation import EvalInterpolator
+from ps4pro_nerfstudio.training.trainer import TrainInterpolator
 
 
 @dataclass
@@ -66,6 +69,9 @@ Command = (
     Annotated[Doctor, subcommand("doctor")]
     | Annotated[MakeDemoScene, subcommand("demo-scene")]
     | Annotated[Summary, subcommand("summary")]
+    | Annotated[Interpolate, subcommand("interpolate")]
+    | Annotated[TrainInterpolator, subcommand("train-interpolator")]
+    | Annotated[EvalInterpolator, subcommand("eval-interpolator")]
     | Annotated[Bench, subcommand("bench")]
 )
 

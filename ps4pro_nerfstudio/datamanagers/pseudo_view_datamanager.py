@@ -40,6 +40,7 @@ from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.dataparsers.nerfstudio_dataparser import CheckedNerfstudio
 from ps4pro_nerfstudio.initialization.seed_points import SeedPointsConfig, seed_points
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
+from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
 from ps4pro_nerfstudio.messages import InputError, say
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule, PseudoViewScheduleConfig
@@ -48,7 +49,14 @@ from ps4pro_nerfstudio.pseudo_views.store import StoreConfig, load_or_make
 
 # What reading a capture raises when the capture is at fault.
 _CAPTURE_ERRORS = (AssertionError, OSError, ValueError, KeyError, IndexError, RuntimeError)
-_INTERPOLATORS = {"optical-flow": OpticalFlowInterpolator, "linear-blend": LinearBlend}
+
+
+def _make_interpolator(name: str) -> FrameInterpolator:
+    if name == "ps4pro":
+        from ps4pro_nerfstudio.interpolation.network import PS4PRO
+
+        return PS4PRO.from_pretrained("ps4pro-small")
+    return {"optical-flow": OpticalFlowInterpolator, "linear-blend": LinearBlend}[name]()
 
 
 @dataclass
@@ -57,8 +65,8 @@ class PseudoViewsConfig:
 
     enabled: bool = True
     """Make and use pseudo views; False trains on real views only."""
-    interpolator: Literal["optical-flow", "linear-blend"] = "optical-flow"
-    """What makes the frames: optical flow, or a plain blend of both photos as a control."""
+    interpolator: Literal["optical-flow", "ps4pro", "linear-blend"] = "optical-flow"
+    """What makes the frames: classical optical flow, the network, or a plain blend as a control."""
     source: InterpolatedSourceConfig = field(default_factory=InterpolatedSourceConfig)
     """How pseudo views are made."""
     schedule: PseudoViewScheduleConfig = field(default_factory=PseudoViewScheduleConfig)
@@ -214,7 +222,7 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
             made = load_or_make(
                 self._cache("pseudo_views"),
                 views,
-                _INTERPOLATORS[config.interpolator](),
+                _make_interpolator(config.interpolator),
                 config.source,
                 config.store,
                 device=self.device,
