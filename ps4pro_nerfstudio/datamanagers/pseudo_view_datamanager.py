@@ -308,7 +308,7 @@ def _check_captures(train: PhotoDataset, evaluation: PhotoDataset) -> None:
 
     Raises:
         InputError: fewer than two training views, no evaluation view, a missing or unreadable
-            file, an image whose size is not its camera's, a pose that is not finite.
+            file, an image or mask whose size is not its camera's, a pose that is not finite.
     """
     if len(train) < 2:
         raise InputError(
@@ -323,24 +323,28 @@ def _check_captures(train: PhotoDataset, evaluation: PhotoDataset) -> None:
             "say nothing about new views)"
         )
     for dataset in (train, evaluation):
+        masks = dataset._dataparser_outputs.mask_filenames
         for index, path in enumerate(dataset.image_filenames):
             camera = dataset.cameras[index]
             if not bool(torch.isfinite(camera.camera_to_worlds).all()):
                 raise InputError(f"the pose of {path} has NaN or infinite entries")
             if dataset.scale_factor == 1.0:
-                _check_image(path, int(camera.width.item()), int(camera.height.item()))
+                size = (int(camera.width.item()), int(camera.height.item()))
+                _check_image("image", path, size)
+                if masks is not None:
+                    _check_image("mask", masks[index], size)
 
 
-def _check_image(path: Path, width: int, height: int) -> None:
+def _check_image(what: str, path: Path, expected: tuple[int, int]) -> None:
     try:
         with Image.open(path) as image:
             size = image.size
     except FileNotFoundError as error:
-        raise InputError(f"image {path} does not exist") from error
+        raise InputError(f"{what} {path} does not exist") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"image {path} cannot be read: {error}") from error
-    if size != (width, height):
+        raise InputError(f"{what} {path} cannot be read: {error}") from error
+    if size != expected:
         raise InputError(
-            f"image {path} has {size[0]}x{size[1]} pixels, its camera {width}x{height}; give w, h "
-            "and intrinsics for each frame where images differ in size"
+            f"{what} {path} has {size[0]}x{size[1]} pixels, its camera "
+            f"{expected[0]}x{expected[1]}; give w, h and intrinsics for each frame where images differ in size"
         )

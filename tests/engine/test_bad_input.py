@@ -150,7 +150,47 @@ def test_masks_for_some_frames_only(capture, capsys):
     assert "masks for 1 of 12 frames" in _refused(capsys, capture(edit=edit))
 
 
+def _with_masks(meta):
+    for index, frame in enumerate(meta["frames"]):
+        frame["mask_path"] = f"masks/{index:03d}.png"
+
+
+def _write_masks(folder: Path) -> None:
+    (folder / "masks").mkdir()
+    for path in _images(folder):
+        mask = np.full((48, 64), 255, np.uint8)
+        mask[:, :10] = 0
+        Image.fromarray(mask).save(folder / "masks" / path.name)
+
+
+def test_a_missing_mask(capture, capsys):
+    folder = capture(edit=_with_masks)
+    _write_masks(folder)
+    (folder / "masks/004.png").unlink()
+    assert "mask" in (line := _refused(capsys, folder))
+    assert "004.png does not exist" in line
+
+
+def test_a_mask_of_another_size(capture, capsys):
+    folder = capture(edit=_with_masks)
+    _write_masks(folder)
+    Image.new("L", (32, 24)).save(folder / "masks/004.png")
+    assert "004.png has 32x24 pixels, its camera 64x48" in _refused(capsys, folder)
+
+
 # ---------------------------------------------------------------- training goes on
+
+
+def test_masks_reach_photographs_and_pseudo_views(capture):
+    folder = capture(edit=_with_masks)
+    _write_masks(folder)
+    trainer = _trainer(folder)
+    manager = trainer.pipeline.datamanager
+    assert not manager.cached_train[0]["mask"][:, :10].any()
+    assert manager.cached_train[0]["mask"][:, 10:].all()
+    for view in manager.pseudo_views:
+        assert (view.confidence[:, :5] == 0).all()
+    assert np.isfinite(_train_a_step(trainer))
 
 
 def test_no_sparse_points_are_replaced(capture, capsys):
