@@ -346,5 +346,6 @@ def _check_image(what: str, path: Path, expected: tuple[int, int]) -> None:
     if size != expected:
         raise InputError(
             f"{what} {path} has {size[0]}x{size[1]} pixels, its camera "
-            f"{expected[0]}x{expected[1]}; give w, h and intrinsics for each frame where images differ in size"
+            f"{expected[0]}x{expected[1]}; give w, h and intrinsics for each frame where images "
+            "differ in size"
         )
