@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
+from ps4pro_nerfstudio.benchmark.interpolators import InterpolatorsBenchmark
 from ps4pro_nerfstudio.benchmark.rasterizer import RasterizerBenchmark
 from ps4pro_nerfstudio.benchmark.startup import StartupBenchmark
 from ps4pro_nerfstudio.benchmark.summary import Summary
@@ -57,6 +58,7 @@ class Bench:
     benchmark: (
         Annotated[RasterizerBenchmark, subcommand("rasterizer", prefix_name=False)]
         | Annotated[StartupBenchmark, subcommand("startup", prefix_name=False)]
+        | Annotated[InterpolatorsBenchmark, subcommand("interpolators", prefix_name=False)]
     )
     """What to measure."""
 
@@ -72,15 +74,13 @@ Command = (
     | Annotated[Interpolate, subcommand("interpolate")]
     | Annotated[TrainInterpolator, subcommand("train-interpolator")]
     | Annotated[EvalInterpolator, subcommand("eval-interpolator")]
-    | Annotated[Bench, subcommand("bench")]
+    | Annotated[Bench, subcommand("bench"), tyro.conf.OmitArgPrefixes]
 )
 
 
 def entrypoint() -> None:
     """Run the subcommand; what the user must change is one line and exit code 1."""
-    command = tyro.cli(
-        Command, prog="ps4pro", description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    command = tyro.cli(Command, prog="ps4pro", description=__doc__)
     try:
         command.run()
     except (InputError, MissingPartError) as error:

@@ -65,8 +65,8 @@ class PseudoViewsConfig:
 
     enabled: bool = True
     """Make and use pseudo views; False trains on real views only."""
-    interpolator: Literal["optical-flow", "ps4pro", "linear-blend"] = "optical-flow"
-    """What makes the frames: classical optical flow, the network, or a plain blend as a control."""
+    interpolator: Literal["ps4pro", "optical-flow", "linear-blend"] = "ps4pro"
+    """What makes the frames: the network, classical optical flow, or a plain blend as a control."""
     source: InterpolatedSourceConfig = field(default_factory=InterpolatedSourceConfig)
     """How pseudo views are made."""
     schedule: PseudoViewScheduleConfig = field(default_factory=PseudoViewScheduleConfig)

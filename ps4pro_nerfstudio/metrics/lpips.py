@@ -21,9 +21,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ps4pro_nerfstudio.messages import warn
+from ps4pro_nerfstudio.messages import MissingPartError, warn
 
-__all__ = ["LPIPS_NETS", "LazyLPIPS", "available", "weights_path"]
+__all__ = ["LPIPS_NETS", "LazyLPIPS", "available", "perceptual_distance", "weights_path"]
 
 LPIPSNet = Literal["alex", "vgg"]
 LPIPS_NETS: tuple[str, ...] = get_args(LPIPSNet)
@@ -112,6 +112,22 @@ class LazyLPIPS:
         if self._metric is None:
             self._metric = _load(self.net)
         return None if self._metric is None else self._metric.to(device)
+
+
+def perceptual_distance(net: str = "alex", device: torch.device | str = "cpu") -> Any:
+    """LPIPS as a frozen module for training: called with two images [B, 3, H, W] in [0, 1].
+
+    Raises:
+        MissingPartError: when the weights of its network are absent.
+    """
+    metric = _load(net)
+    if metric is None:
+        raise MissingPartError(
+            f"a perceptual loss needs the weights {weights_path(net)}: put torchvision's file "
+            f"there, set {DOWNLOAD_VARIABLE}=1 to have it downloaded, or leave the loss out"
+        )
+    network = metric.net.requires_grad_(False).to(device)
+    return lambda image, target: network(image, target, normalize=True)
 
 
 def _load(net: str) -> Any:

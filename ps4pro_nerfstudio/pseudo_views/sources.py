@@ -84,6 +84,8 @@ class InterpolatedSourceConfig:
     """Frames between two neighbours, equally spaced. One was measured as good as three."""
     max_long_side: int = 640
     """Photographs are reduced to this long side, in pixels, before they are interpolated."""
+    own_confidence: bool = True
+    """Multiply the confidence by what a learned interpolator believes of its own image."""
     min_pixel_confidence: float = 0.1
     """Pixels below this confidence are not used at all."""
     min_mean_confidence: float = 0.05
@@ -244,7 +246,12 @@ class InterpolatedSource:
 
         interpolation = self._interpolate(aligned, t)
         confidence, agreeing = _confidence(
-            photographs, aligned, target, interpolation, self.config.min_pixel_confidence
+            photographs,
+            aligned,
+            target,
+            interpolation,
+            self.config.min_pixel_confidence,
+            own=self.config.own_confidence and self.interpolator.judges_itself,
         )
         mean_confidence = float(confidence.mean())
         if mean_confidence < self.config.min_mean_confidence:
@@ -363,6 +370,7 @@ def _confidence(
     target: TargetCamera,
     interpolation: Interpolation,
     floor: float,
+    own: bool,
 ) -> tuple[Float64, float]:
     """Confidence [H, W] of a frame, and the share of pixels whose sources agree."""
     width, height = target.size
@@ -385,7 +393,10 @@ def _confidence(
         sampson_distance(positions[0], positions[1], fundamental_matrix(*cameras))
     )
     agreeing = combine(in_bounds, photometric, epipolar) > _AGREEMENT
-    confidence = combine(in_bounds, photometric, epipolar, pose_factor(residual), floor=floor)
+    factors = [photometric, epipolar, pose_factor(residual)]
+    if own:
+        factors.append(interpolation.confidence[0, 0].double().numpy())
+    confidence = combine(in_bounds, *factors, floor=floor)
     return confidence, float(agreeing.mean())
 
 

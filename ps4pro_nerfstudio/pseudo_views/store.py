@@ -43,7 +43,7 @@ from ps4pro_nerfstudio.pseudo_views.sources import (
     make_pseudo_views,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the files, or the way in which views are made, change."""
 
 _MANIFEST = "manifest.json"

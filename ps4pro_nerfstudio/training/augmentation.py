@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Crops of training pairs, turned, mirrored, recoloured and reversed in time.
+"""Crops of training pairs, enlarged, turned, mirrored, recoloured and reversed in time.
 
 Every step moves the velocities with the pixels, so a changed sample is as exact as its original.
 """
@@ -13,11 +13,16 @@ from numpy.typing import NDArray
 
 from ps4pro_nerfstudio.training.samples import SEEN_IN_0, SEEN_IN_1, USABLE, Sample
 
+_ENLARGED_SHARE = 0.1
+
 
 def augment(sample: Sample, generator: np.random.Generator, crop: int) -> Sample:
     """A random square part of a sample: crop, mirror, quarter turn, channel order, direction."""
     height, width = sample.middle.shape[:2]
-    size = min(crop, height, width)
+    crop = min(crop, height, width)
+    # Larger motion than the data has, and softer pictures.
+    enlarged = crop % 2 == 0 and generator.random() < _ENLARGED_SHARE
+    size = crop // 2 if enlarged else crop
     # Where the classical flow fails is rare; of two places the one that shows more of it is taken.
     places = [
         (int(generator.integers(height - size + 1)), int(generator.integers(width - size + 1)))
@@ -27,6 +32,8 @@ def augment(sample: Sample, generator: np.random.Generator, crop: int) -> Sample
         places.sort(key=lambda place: _difficulty(sample, place, size), reverse=True)
     y, x = places[0]
     sample = _unsee_outside(_each(sample, lambda a: a[y : y + size, x : x + size]))
+    if enlarged:
+        sample = twice_as_large(sample)
     if generator.random() < 0.5:
         sample = mirror(sample)
     sample = quarter_turns(sample, int(generator.integers(4)))
@@ -42,6 +49,19 @@ def augment(sample: Sample, generator: np.random.Generator, crop: int) -> Sample
             },
         )
     return sample
+
+
+def twice_as_large(sample: Sample) -> Sample:
+    """Frames enlarged by bicubic interpolation, and what is known of them by repetition."""
+    import cv2
+
+    def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        enlarged = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+        return np.asarray(enlarged, np.uint8)
+
+    frames = {name: enlarge(getattr(sample, name)) for name in ("frame0", "middle", "frame1")}
+    sample = _each(sample, lambda a: a.repeat(2, axis=0).repeat(2, axis=1))
+    return _velocities(replace(sample, **frames), lambda v: 2 * v)
 
 
 def mirror(sample: Sample) -> Sample:

@@ -36,6 +36,7 @@ from ps4pro_nerfstudio.caches import cache_folder
 from ps4pro_nerfstudio.interpolation.network import PS4PRO
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
+from ps4pro_nerfstudio.interpolation.rife import RifeInterpolator
 from ps4pro_nerfstudio.messages import InputError, say
 
 Layout = Literal["triplets", "vimeo90k", "ucf101", "snu-film", "xiph"]
@@ -63,8 +64,8 @@ class EvalInterpolator:
     split: str = ""
     """snu-film: easy, medium, hard or extreme (empty: all); xiph: 2k (default) or 4k."""
     models: tuple[str, ...] = ("ps4pro-small",)
-    """Networks: names of shipped weights or .safetensors files. Frame mean and optical flow are
-    always measured beside them."""
+    """Networks: names of shipped weights or .safetensors files, and `rife` for the peer RIFE v4.0.
+    Frame mean and optical flow are always measured beside them."""
     views: bool = False
     """Measure on the fixed set of ray-cast view pairs, by motion and angle."""
     angles: tuple[float, ...] = ()
@@ -102,10 +103,14 @@ class EvalInterpolator:
             say(f"figures written to {self.output}")
 
     def _interpolators(self) -> list[FrameInterpolator]:
+        bf16 = self.precision == "bf16"
         networks = []
         for name in self.models:
-            network = PS4PRO.from_pretrained(name).to(self.device)
-            networks.append(Autocast(network, self.device, self.precision == "bf16"))
+            if name == "rife":
+                networks.append(Autocast(RifeInterpolator(self.device), self.device, bf16))
+            else:
+                network = PS4PRO.from_pretrained(name).to(self.device)
+                networks.append(Autocast(network, self.device, bf16))
         return [LinearBlend(), OpticalFlowInterpolator(), *networks]
 
     def _run_triplets(self, interpolators: list[FrameInterpolator]) -> dict[str, Any]:
@@ -200,10 +205,11 @@ class EvalInterpolator:
 class Autocast:
     """An interpolator under autocast, so that 16-bit arithmetic is measured like any other."""
 
-    def __init__(self, network: PS4PRO, device: str, enabled: bool) -> None:
+    def __init__(self, network: PS4PRO | RifeInterpolator, device: str, enabled: bool) -> None:
         self.network = network
         self.name = network.name
         self.identity = network.identity
+        self.judges_itself = network.judges_itself
         self._device = torch.device(device).type
         self._enabled = enabled
 

@@ -11,6 +11,8 @@ the suite assumes between two photographs); pixels of the middle camera go to pi
 so that a layer is drawn at s by sampling its photograph at H_j(s)^-1 x. Every frame is sampled from
 the photographs, never from another frame, at twice the size, and averaged down. Some layers move on
 their own. Half of the pairs are aligned through one of the planes, as the suite aligns its pairs.
+Some are taken with an open shutter: each frame is then the mean of `_SHUTTER_STEPS` instants about
+its own, which is exact motion blur, and flow and visibility are those of the middle instant.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from ps4pro_nerfstudio.training.photographs import Photographs
 from ps4pro_nerfstudio.training.samples import SEEN_IN_0, SEEN_IN_1, USABLE, Sample
 
 _SUPERSAMPLING = 2
+_SHUTTER_STEPS = 5
+_BLURRED_SHARE = 0.15
 _MARGIN = 0.5
 """Photographs reach beyond the frame by this share of it on each side, as far as they move."""
 
@@ -41,8 +45,13 @@ def layered_sample(
     """Draw a scene of 2 to 6 layers and take its three pictures."""
     t = 0.5 if generator.random() < 0.6 else float(generator.uniform(0.15, 0.85))
     times = (0.0, t, 1.0)
-    layers = _draw_layers(generator, photographs, width, height, times)
-    pictures, owners = zip(*(_paint(layers, s, width, height) for s in times), strict=True)
+    shutter = generator.uniform(0.04, 0.2) if generator.random() < _BLURRED_SHARE else 0.0
+    exposures = [_exposure(s, shutter) for s in times]
+    instants = tuple(sorted({s for exposure in exposures for s in exposure}))
+    layers = _draw_layers(generator, photographs, width, height, t, instants)
+    pictures, owners = zip(
+        *(_take(layers, exposure, width, height) for exposure in exposures), strict=True
+    )
 
     x, y = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
     points = np.stack([x, y, np.ones_like(x)], axis=-1)
@@ -73,6 +82,7 @@ def _draw_layers(
     photographs: Photographs,
     width: int,
     height: int,
+    t: float,
     times: tuple[float, ...],
 ) -> list[_Layer]:
     from scipy.spatial.transform import Rotation
@@ -80,7 +90,6 @@ def _draw_layers(
     focal = width * generator.uniform(0.7, 1.4)
     intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
     inverse = np.linalg.inv(intrinsics)
-    t = times[1]
     count = int(generator.integers(2, 7))
     # From far to near; the far one fills the frame.
     depths = np.sort(np.exp(generator.uniform(0.0, np.log(6.0), count)))[::-1]
@@ -206,6 +215,26 @@ def draw_shape(
                 stroke(start, end, float(np.exp(generator.uniform(np.log(1.5), np.log(6.0)))))
                 start = end
     return canvas
+
+
+def _exposure(s: float, shutter: float) -> list[float]:
+    """The instants that a frame at s averages, s itself in the middle."""
+    if shutter == 0.0:
+        return [s]
+    return [s, *(s + shutter * (k / (_SHUTTER_STEPS - 1) - 0.5) for k in _AROUND)]
+
+
+_AROUND = [k for k in range(_SHUTTER_STEPS) if 2 * k != _SHUTTER_STEPS - 1]
+
+
+def _take(
+    layers: list[_Layer], exposure: list[float], width: int, height: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
+    """The picture of an exposure, and the owners of its first instant."""
+    pictures, owners = zip(*(_paint(layers, s, width, height) for s in exposure), strict=True)
+    if len(pictures) == 1:
+        return pictures[0], owners[0]
+    return np.rint(np.mean(pictures, axis=0)).astype(np.uint8), owners[0]
 
 
 def _paint(

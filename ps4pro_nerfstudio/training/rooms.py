@@ -195,7 +195,7 @@ def room_sample(room: Room, generator: np.random.Generator, **options: Any) -> S
     """A random aligned pair of a room: motion, 2 to 20 degrees, mostly at t = 1/2."""
     t = 0.5 if generator.random() < 0.75 else float(generator.uniform(0.2, 0.8))
     motion = MOTIONS[int(generator.choice(4, p=[0.1, 0.4, 0.35, 0.15]))]
-    angle = float(np.exp(generator.uniform(np.log(3.0), np.log(20.0))))
+    angle = float(np.exp(generator.uniform(np.log(2.0), np.log(20.0))))
     return view_pair(room, motion, angle, t, generator, **options).sample
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from ps4pro_nerfstudio.interpolation.losses import LossWeights, total_loss
-from ps4pro_nerfstudio.interpolation.network import PRESETS, PS4PRO
+from ps4pro_nerfstudio.interpolation.network import PS4PRO
+from ps4pro_nerfstudio.interpolation.network_config import PRESETS
 from ps4pro_nerfstudio.messages import InputError, say
+from ps4pro_nerfstudio.metrics.lpips import perceptual_distance
 from ps4pro_nerfstudio.training.samples import SEEN_IN_0, SEEN_IN_1, USABLE, Batch
 from ps4pro_nerfstudio.training.stream import KINDS, SampleStream, StreamConfig
 
@@ -43,11 +45,11 @@ class TrainInterpolator:
     """What it is trained on."""
     steps: int = 12_000
     """Optimisation steps of the whole run."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Crops per step and process."""
-    crop: int = 96
-    """Side of the crops in pixels; a multiple of 16."""
-    learning_rate: float = 1e-3
+    crop: int = 160
+    """Side of the crops in pixels; a multiple of 16. Things that move far need large ones."""
+    learning_rate: float = 5e-4
     """Peak of the learning rate (AdamW), after the warm-up; it then falls along a cosine."""
     final_rate: float = 0.02
     """Last learning rate as a share of the peak."""
@@ -61,6 +63,8 @@ class TrainInterpolator:
     """Decay per step of the averaged weights, which are what is saved for use."""
     loss: LossWeights = field(default_factory=LossWeights)
     """Weights of the losses."""
+    perceptual_steps: int = 0
+    """Steps at the end with the perceptual loss; they need the weights of AlexNet on disk."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the convolutions; flows and warps are always in fp32."""
     threads: int = 0
@@ -115,19 +119,34 @@ def _accelerator() -> Any:
 class _Step(torch.nn.Module):
     """Forward pass and losses in one module, so that distributed wrappers see one call."""
 
-    def __init__(self, network: PS4PRO, weights: LossWeights, bf16: bool) -> None:
+    def __init__(
+        self,
+        network: PS4PRO,
+        weights: LossWeights,
+        bf16: bool,
+        distance: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.weights = weights
         self.bf16 = bf16
+        self.distance = distance
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, perceptual: bool = False) -> dict[str, Tensor]:
         device = batch.frame0.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
             estimate = self.network.estimate(batch.frame0, batch.frame1, batch.t, batch.start)
         seen0, seen1, usable = ((batch.flags & bit) > 0 for bit in (SEEN_IN_0, SEEN_IN_1, USABLE))
         return total_loss(
-            estimate, batch.middle, batch.t, batch.truth, seen0, seen1, usable, self.weights
+            estimate,
+            batch.middle,
+            batch.t,
+            batch.truth,
+            seen0,
+            seen1,
+            usable,
+            self.weights,
+            self.distance if perceptual else None,
         )
 
 
@@ -147,12 +166,13 @@ class TrainingRun:
             if config.init_from
             else _favour_completion(PS4PRO(config.preset), config.completion)
         )
-        network = network.train().to(
-            self.accelerator.device,
-            memory_format=torch.channels_last,  # type: ignore[call-overload]
-        )
+        network = network.train().to(self.accelerator.device)
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        step = _Step(network, config.loss, config.precision == "bf16")
+        # Missing weights are noticed now and not after hours.
+        distance = (
+            perceptual_distance(device=self.accelerator.device) if config.perceptual_steps else None
+        )
+        step = _Step(network, config.loss, config.precision == "bf16", distance)
         optimizer = torch.optim.AdamW(
             step.parameters(),
             lr=config.learning_rate,
@@ -225,7 +245,7 @@ class TrainingRun:
             group["lr"] = self.learning_rate(self.step)
         device = self.accelerator.device
         batch = Batch(**{name: value.to(device) for name, value in vars(batch).items()})
-        terms = self._step(batch)
+        terms = self._step(batch, self._is_late(self.step))
         self._optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(terms["total"])
         norm = torch.nn.utils.clip_grad_norm_(self._step.parameters(), self.config.gradient_clip)
@@ -241,6 +261,10 @@ class TrainingRun:
                 list(self.average.values()), [current[k] for k in self.average], 1.0 - decay
             )
         return {name: float(value.detach()) for name, value in terms.items()}
+
+    def _is_late(self, step: int) -> bool:
+        """Whether a step is one of those with the perceptual loss."""
+        return step >= self.config.steps - self.config.perceptual_steps
 
     def _batches(self, until: int) -> Iterator[Batch]:
         """Batches of the steps to make; the next one is read while this one is worked on."""
@@ -268,7 +292,8 @@ class TrainingRun:
         say(f"step {self.step}: {line}")
         with open(self.config.output / "validation.jsonl", "a") as stream:
             stream.write(json.dumps({"step": self.step, "time": time.time(), **figures}) + "\n")
-        if gain > self.best_psnr:
+        # With the perceptual loss PSNR no longer tells which weights are best: the last ones are.
+        if gain > self.best_psnr or self._is_late(self.step - 1):
             self.best_psnr = gain
             self.averaged().save(self.best_path, step=str(self.step))
         self._save()

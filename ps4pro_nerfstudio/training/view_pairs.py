@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fixed set of view pairs that interpolators are compared on: what the suite asks of them.
 
-60 pairs of ray-cast rooms, four motions times five angles times three, aligned through a plane as
-the suite does, with exact flow, visibility and depth. Rooms and their textures (scikit-image's
-photographs) come from seeds that training never uses, and training takes other photographs.
+80 pairs of ray-cast rooms, four motions times five angles times four rooms, aligned through a plane
+as the suite does, with exact flow, visibility and depth. Rooms and their textures (scikit-image's
+photographs) come from seeds that training never uses, and training takes other photographs. The set
+of version 1 served to choose settings; this one was not looked at before the shipped weights were
+final.
 
 Measured per pair, over pixels of the middle view that at least one photograph shows:
 
@@ -32,12 +34,12 @@ from ps4pro_nerfstudio.training.rooms import MOTIONS, ViewPair, draw_room, view_
 from ps4pro_nerfstudio.training.samples import SEEN_IN_0, SEEN_IN_1, USABLE, Sample
 
 ANGLES_DEG = (2.0, 5.0, 10.0, 15.0, 20.0)
-REPEATS = 3
+REPEATS = 4
 SIZE = (384, 216)
-VERSION = 1
+VERSION = 2
 """Part of the cache's name: raise it when anything above changes."""
 
-_SEED = 90_210_000
+_SEED = 77_200_000
 _WRONG_COLOR = 0.05
 _EDGE_DEPTH_RATIO = 1.1
 _EDGE_REACH_PX = 4

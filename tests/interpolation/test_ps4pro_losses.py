@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ps4pro_nerfstudio.interpolation.losses import (
+    LossWeights,
     charbonnier,
     confidence_loss,
     difficulty,
@@ -17,7 +18,9 @@ from ps4pro_nerfstudio.interpolation.losses import (
     laplacian,
     mask_loss,
     psnr_loss,
+    total_loss,
 )
+from ps4pro_nerfstudio.interpolation.network import Estimate
 
 
 def _image(value: float, size: int = 16) -> torch.Tensor:
@@ -102,3 +105,20 @@ def test_difficulty_grows_from_one_to_its_limit() -> None:
     assert float(difficulty(_image(0.5), _image(0.5), 4.0).max()) == 1.0
     assert float(difficulty(_image(0.5), _image(0.55), 4.0)[0, 0, 8, 8]) == pytest.approx(3.0)
     assert float(difficulty(_image(0.1), _image(0.9), 4.0).max()) == pytest.approx(5.0)
+
+
+def test_the_perceptual_term_is_late_weighted_and_blind_to_unusable_pixels() -> None:
+    """A stand-in: the mean absolute difference of two images, half of whose pixels count."""
+    ones = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    usable = ones.clone()
+    usable[..., 8:] = False
+    image, target = _image(0.7), _image(0.5)
+    zeros = torch.zeros(1, 4, 16, 16)
+    estimate = Estimate(image, target, [zeros, zeros], ones.float(), ones.float())
+    arguments = (estimate, target, torch.tensor([0.5]), zeros, ones, ones, usable, LossWeights())
+    early = total_loss(*arguments)
+    late = total_loss(*arguments, distance=lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))
+    assert "perceptual" not in early
+    assert float(late["perceptual"]) == pytest.approx(0.1)
+    gained = float(late["total"] - early["total"])
+    assert gained == pytest.approx(LossWeights().perceptual * 0.1, abs=1e-6)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ps4pro_nerfstudio.interpolation.initial_flow import make_initializer
-from ps4pro_nerfstudio.interpolation.network import PS4PRO, num_halvings, resize_velocity
+from ps4pro_nerfstudio.interpolation.network import PS4PRO, num_halvings
 from ps4pro_nerfstudio.interpolation.optical_flow import OpticalFlowInterpolator
+from ps4pro_nerfstudio.interpolation.velocities import resize_velocity
 from ps4pro_nerfstudio.messages import InputError, MissingPartError
 
 
@@ -49,19 +50,32 @@ def _stirred(seed: int = 0) -> PS4PRO:
     return network
 
 
-def test_untrained_network_is_the_optical_flow_baseline() -> None:
-    """Up to OpenCV's warp, whose positions are rounded to 1/32 px."""
+def test_untrained_network_is_the_classical_flow_inside() -> None:
+    """Away from the border; nearly: what little of it is in doubt is seen at half the size."""
     frame0, frame1 = _frames(96, 128, (5, 3))
+    flow = OpticalFlowInterpolator(0, patch_stride=4, descent_steps=12, refinement_steps=0)
+    inside = (..., slice(16, -16), slice(16, -16))
     for t in (0.5, 0.3):
         with torch.inference_mode():
             learned = PS4PRO("tiny").eval()(frame0, frame1, t)
-            classical = OpticalFlowInterpolator()(frame0, frame1, t)
-        torch.testing.assert_close(learned.flow_t0, classical.flow_t0)
-        torch.testing.assert_close(learned.flow_t1, classical.flow_t1)
-        torch.testing.assert_close(learned.mask, classical.mask)
-        difference = (learned.image - classical.image).abs()
-        assert float(difference.mean()) < 5e-4
-        assert float(difference.max()) < 0.02
+            classical = flow(frame0, frame1, t)
+        for name, most in (("flow_t0", 0.02), ("flow_t1", 0.02), ("mask", 1e-3), ("image", 5e-3)):
+            difference = (getattr(learned, name) - getattr(classical, name)).abs()[inside]
+            assert float(difference.mean()) < most, name
+
+
+def test_what_leaves_the_picture_comes_from_the_other_frame() -> None:
+    """The content moves right by 12 px: the left 6 px of the middle are not in frame 0."""
+    frame0, frame1 = _frames(96, 128, (12, 0))
+    middle = _frames(96, 128, (6, 0))[1]
+    with torch.inference_mode():
+        learned = PS4PRO("tiny").eval()(frame0, frame1, 0.5)
+        classical = OpticalFlowInterpolator()(frame0, frame1, 0.5)
+    border = (..., slice(10, -10), slice(0, 5))
+    assert float(learned.mask[border].mean()) < 0.15
+    assert float(learned.mask[..., 10:-10, -5:].mean()) > 0.85
+    error = (learned.image - middle)[border].abs().mean()
+    assert float(error) < 0.25 * float((classical.image - middle)[border].abs().mean())
 
 
 def test_t_zero_and_one_give_the_inputs_exactly() -> None:
@@ -216,6 +230,26 @@ def _resave(path: Path, drop: str = "", poison: str = "") -> None:
     if poison:
         tensors[poison] = torch.full_like(tensors[poison], float("nan"))
     save_file(tensors, str(path), metadata=metadata)
+
+
+def test_raft_starts_the_network_where_its_weights_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Random weights: the mechanics, and a size that RAFT itself does not take."""
+    from torchvision.models.optical_flow import Raft_Small_Weights, raft_small
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    name = Raft_Small_Weights.DEFAULT.url.rsplit("/", maxsplit=1)[-1]
+    (tmp_path / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    torch.save(raft_small().state_dict(), tmp_path / "checkpoints" / name)
+    network = PS4PRO("tiny", make_initializer("raft")).eval()
+    assert "raft-small" in network.identity
+    frame0, frame1 = _frames(70, 90)
+    with torch.inference_mode():
+        result = network(frame0, frame1, 0.5)
+    assert result.image.shape == (1, 3, 70, 90)
+    assert bool(torch.isfinite(result.flow_t0).all())
 
 
 def test_initial_flow_is_refused_by_name_and_by_missing_weights(

@@ -201,14 +201,21 @@ def test_any_interpolator_fits_in(three_views: SourceViews) -> None:
     class Grey:
         name = "grey"
         identity = "grey/1"
+        judges_itself = True
 
         def __call__(self, frame0: torch.Tensor, frame1: torch.Tensor, t: float) -> Interpolation:
             assert frame0.shape == (1, 3, 96, 128)
             zero = torch.zeros_like(frame0[:, :2])
             one = torch.ones_like(frame0[:, :1])
-            return Interpolation(torch.full_like(frame0, 0.5), zero, zero, one * (1 - t), one)
+            doubtful = 0.6 * one
+            return Interpolation(torch.full_like(frame0, 0.5), zero, zero, one * (1 - t), doubtful)
 
     result = make_pseudo_views(three_views, Grey())
+    whole = make_pseudo_views(three_views, Grey(), InterpolatedSourceConfig(own_confidence=False))
+    for doubted, view in zip(result.views, whole.views, strict=True):
+        kept = doubted.confidence > 0
+        ratio = doubted.confidence[kept].astype(float) / view.confidence[kept]
+        np.testing.assert_allclose(ratio, 0.6, atol=0.03)
     assert [view.provenance.interpolator for view in result.views] == ["grey", "grey"]
     assert result.views[0].image is not None
     assert set(np.unique(result.views[0].image)) == {128}

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ps4pro_nerfstudio.interpolation.network import PS4PRO
-from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.messages import InputError, MissingPartError
+from ps4pro_nerfstudio.training import trainer
 from ps4pro_nerfstudio.training.stream import StreamConfig
 from ps4pro_nerfstudio.training.trainer import TrainingRun, TrainInterpolator
 
@@ -71,9 +72,9 @@ def test_learning_rate_rises_then_falls(config: TrainInterpolator, tmp_path: Pat
     run = TrainingRun(replace(config, output=tmp_path, steps=100, warmup_steps=10))
     rates = [run.learning_rate(step) for step in range(101)]
     assert rates[:10] == sorted(rates[:10])
-    assert max(rates) == pytest.approx(1e-3)
+    assert max(rates) == pytest.approx(config.learning_rate)
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] == pytest.approx(2e-5)
+    assert rates[-1] == pytest.approx(0.02 * config.learning_rate)
 
 
 def test_wrong_options_and_foreign_checkpoints_are_refused(
@@ -88,3 +89,29 @@ def test_wrong_options_and_foreign_checkpoints_are_refused(
     (tmp_path / "last.pt").write_bytes(b"damaged")
     with pytest.raises(InputError, match="delete it to start anew"):
         TrainingRun(short)
+
+
+def test_the_perceptual_loss_comes_at_the_end(
+    config: TrainInterpolator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def distance(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        asked.append(run.step)
+        return (image - target).abs().mean()
+
+    monkeypatch.setattr(trainer, "perceptual_distance", lambda device: distance)
+    options = replace(config, output=tmp_path, steps=4, perceptual_steps=2, validate_every=4)
+    run = TrainingRun(options)
+    run.best_psnr = 1e3
+    run.train()
+    assert asked == [2, 3]
+    assert run.best_path.is_file()
+
+
+def test_missing_weights_of_the_perceptual_loss_are_noticed_at_the_start(
+    config: TrainInterpolator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(MissingPartError, match="put torchvision's file there"):
+        TrainingRun(replace(config, output=tmp_path / "run", perceptual_steps=2))

@@ -11,7 +11,14 @@ import torch
 
 from ps4pro_nerfstudio.interpolation.protocol import sample_at
 from ps4pro_nerfstudio.messages import InputError
-from ps4pro_nerfstudio.training.augmentation import augment, mirror, quarter_turns, reverse_time
+from ps4pro_nerfstudio.training import layered as layers_of_photographs
+from ps4pro_nerfstudio.training.augmentation import (
+    augment,
+    mirror,
+    quarter_turns,
+    reverse_time,
+    twice_as_large,
+)
 from ps4pro_nerfstudio.training.layered import layered_sample
 from ps4pro_nerfstudio.training.photographs import Photographs
 from ps4pro_nerfstudio.training.samples import SEEN_IN_0, SEEN_IN_1, USABLE, Batch, Sample
@@ -25,7 +32,15 @@ def photographs() -> Photographs:
 
 @pytest.fixture(scope="module")
 def layered(photographs: Photographs) -> list[Sample]:
-    return [layered_sample(np.random.default_rng([3, k]), photographs, 160, 96) for k in range(4)]
+    """Four pairs, one of them with motion blur, without change of exposure and noise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers_of_photographs, "_disturb", lambda generator, frames: frames)
+        samples = []
+        for k in range(4):
+            patch.setattr(layers_of_photographs, "_BLURRED_SHARE", float(k == 3))
+            generator = np.random.default_rng([3, k])
+            samples.append(layered_sample(generator, photographs, 160, 96))
+    return samples
 
 
 def _median_error(sample: Sample) -> float:
@@ -70,6 +85,45 @@ def test_mirrors_turns_and_reversals_undo_themselves(layered: list[Sample]) -> N
     ):
         for name, value in vars(sample).items():
             np.testing.assert_array_equal(np.nan_to_num(getattr(twice, name)), np.nan_to_num(value))
+
+
+def test_an_enlarged_sample_stays_exact(layered: list[Sample]) -> None:
+    sample = layered[2].with_start()
+    enlarged = twice_as_large(sample)
+    assert enlarged.middle.shape == (192, 320, 3)
+    assert _median_error(enlarged) < 4.0
+    assert sample.start is not None
+    assert enlarged.start is not None
+    np.testing.assert_array_equal(enlarged.start[10, 20], 2 * sample.start[5, 10])
+
+
+def test_an_open_shutter_blurs_along_the_motion(photographs: Photographs) -> None:
+    """A disc that only moves sideways loses its left and right edges, not its top and bottom."""
+    import cv2
+
+    from ps4pro_nerfstudio.training.layered import _exposure, _Layer, _take
+
+    grey = np.full((192, 320, 3), 40, np.uint8)
+    disc = np.zeros((192, 320), np.uint8)
+    cv2.circle(disc, (160, 96), 30, (255,), -1)
+    exposure = _exposure(0.5, 0.2)
+    assert exposure[0] == 0.5
+    assert np.mean(exposure) == pytest.approx(0.5)
+
+    def moved(pixels: float) -> dict[float, np.ndarray]:
+        return {s: np.array([[1, 0, pixels * (s - 0.5)], [0, 1, 0], [0, 0, 1.0]]) for s in exposure}
+
+    layers = [
+        _Layer(grey, np.full((192, 320), 255, np.uint8), moved(0.0)),
+        _Layer(np.full_like(grey, 200), disc, moved(40.0)),
+    ]
+    sharp, owner = _take(layers, [0.5], 160, 96)
+    blurred, same_owner = _take(layers, exposure, 160, 96)
+    np.testing.assert_array_equal(owner, same_owner)
+    row, column = blurred[48, :, 0].astype(int), blurred[:, 80, 0].astype(int)
+    assert np.sum((row > 45) & (row < 195)) > 10
+    assert np.sum((column > 45) & (column < 195)) <= 4
+    assert abs(float(sharp.mean()) - float(blurred.mean())) < 1.0
 
 
 def test_true_flow_of_rooms_reproduces_the_middle_frame() -> None:

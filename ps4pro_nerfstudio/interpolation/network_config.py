@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes of the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of a network; lists run from 1/2 to 1/16 of the image size."""
+
+    encoder: tuple[int, ...] = (16, 24, 40, 64)
+    width: tuple[int, ...] = (32, 56, 96, 128)
+    carried: tuple[int, ...] = (12, 16, 24, 32)
+    num_blocks: tuple[int, ...] = (1, 1, 2, 2)
+    reach: tuple[int, ...] = (0, 2, 2, 3)
+    """How far each stage looks for a better match, in its pixels; 0: not at all."""
+    head: int = 40
+    initial_flow: str = "dis"
+
+
+PRESETS: dict[str, NetworkConfig] = {
+    "tiny": NetworkConfig(
+        (12, 16, 24, 32), (24, 32, 48, 64), (8, 12, 16, 24), (1, 1, 1, 1), (0, 2, 2, 3), 32
+    ),
+    "small": NetworkConfig(),
+    "base": NetworkConfig(
+        (24, 40, 64, 96), (80, 112, 144, 192), (16, 24, 32, 48), (2, 2, 2, 2), (0, 2, 2, 3), 56
+    ),
+}
