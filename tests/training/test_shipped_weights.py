@@ -77,7 +77,8 @@ def test_view_pairs_of_ten_degrees_are_better_than_with_optical_flow(network: PS
         name: summarise([measure(pair, interpolator) for pair in pairs])
         for name, interpolator in (("learned", network), ("flow", OpticalFlowInterpolator()))
     }
-    assert figures["learned"]["psnr"] > figures["flow"]["psnr"]
+    assert figures["learned"]["psnr"] > figures["flow"]["psnr"] + 0.7
     assert figures["learned"]["psnr_edges"] > figures["flow"]["psnr_edges"]
-    assert figures["learned"]["flow_error_px"] < figures["flow"]["flow_error_px"]
+    assert figures["learned"]["flow_error_px"] < 0.8 * figures["flow"]["flow_error_px"]
     assert figures["learned"]["auc_error"] >= 0.85
+    assert figures["learned"]["auc_occlusion"] >= 0.8
