@@ -104,8 +104,9 @@ class PS4PRO(nn.Module):
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, a=SLOPE, nonlinearity="leaky_relu")
                 nn.init.zeros_(part.bias)  # type: ignore[arg-type]
-        for output in (*(stage.correct for stage in self.stages), self.head.out):
-            nn.init.zeros_(output.weight)  # type: ignore[arg-type]
+        outputs = (*(stage.correct for stage in self.stages), self.stages[0].choose, self.head.out)
+        for output in outputs:
+            nn.init.zeros_(output.weight)  # type: ignore[arg-type, union-attr]
         # A tenth faster on a CPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._weights_hash: str | None = None

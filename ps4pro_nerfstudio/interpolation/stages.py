@@ -246,14 +246,14 @@ def matches(warped: Tensor, reach: int) -> Tensor:
     )
 
 
-def likely_step(matches: Tensor, reach: int, sharpness: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean displacement d [B, 2, h, w] under softmax(sharpness matches), and the best likeness."""
-    chances = torch.softmax(sharpness * matches, dim=1)
-    offsets = torch.arange(-reach, reach + 1, device=matches.device, dtype=matches.dtype)
+def likely_step(likeness: Tensor, reach: int, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean displacement d [B, 2, h, w] under softmax(sharpness likeness), and the best likeness."""
+    chances = torch.softmax(sharpness * likeness, dim=1)
+    offsets = torch.arange(-reach, reach + 1, device=likeness.device, dtype=likeness.dtype)
     table = chances.unflatten(1, (2 * reach + 1, 2 * reach + 1))
     dx = (table.sum(dim=1) * offsets[:, None, None]).sum(dim=1, keepdim=True)
     dy = (table.sum(dim=2) * offsets[:, None, None]).sum(dim=1, keepdim=True)
-    return torch.cat([dx, dy], dim=1), matches.amax(dim=1, keepdim=True)
+    return torch.cat([dx, dy], dim=1), likeness.amax(dim=1, keepdim=True)
 
 
 def mix_candidates(velocity: Tensor, weights: Tensor, towards: list[Tensor]) -> Tensor:
