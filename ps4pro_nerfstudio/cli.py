@@ -14,7 +14,9 @@ import tyro
 from tyro.conf import subcommand
 
 from ps4pro_nerfstudio.benchmark.interpolators import InterpolatorsBenchmark
+from ps4pro_nerfstudio.benchmark.pseudo_views import PseudoViewsBenchmark
 from ps4pro_nerfstudio.benchmark.rasterizer import RasterizerBenchmark
+from ps4pro_nerfstudio.benchmark.scenes.command import ScenesBenchmark
 from ps4pro_nerfstudio.benchmark.startup import StartupBenchmark
 from ps4pro_nerfstudio.benchmark.summary import Summary
 from ps4pro_nerfstudio.demo import DemoScene
@@ -59,6 +61,8 @@ class Bench:
         Annotated[RasterizerBenchmark, subcommand("rasterizer", prefix_name=False)]
         | Annotated[StartupBenchmark, subcommand("startup", prefix_name=False)]
         | Annotated[InterpolatorsBenchmark, subcommand("interpolators", prefix_name=False)]
+        | Annotated[PseudoViewsBenchmark, subcommand("pseudo-views", prefix_name=False)]
+        | Annotated[ScenesBenchmark, subcommand("scenes", prefix_name=False)]
     )
     """What to measure."""
 

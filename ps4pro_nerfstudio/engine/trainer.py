@@ -7,6 +7,8 @@ What it adds:
     the uninterrupted one would have drawn;
   - the length of the run (steps done before a resume plus `max_num_iterations`) is handed to what
     follows it: schedulers, densification, pseudo views;
+  - the photographs that train and those held out are written into the run's folder (`split.json`);
+  - the viewer shows the real and pseudo views of the training (`viewer.views_panel`);
   - an `InputError` ends the command with its message and exit code 1, and leaves no run folder.
 """
 
@@ -17,13 +19,18 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.viewer.viewer import Viewer
 
+from ps4pro_nerfstudio.dataparsers.split_file import write_split
 from ps4pro_nerfstudio.engine.schedulers import FloatExponentialDecaySchedulerConfig
 from ps4pro_nerfstudio.messages import InputError, MissingPartError, fail, say
+
+if TYPE_CHECKING:
+    from ps4pro_nerfstudio.viewer.views_panel import ViewsPanel
 
 # Far apart for neighbouring seeds; a prime keeps (seed, step) pairs from meeting.
 _SEED_STRIDE = 1_000_003
@@ -40,6 +47,8 @@ class PS4PROTrainer(Trainer):
     """See the module's docstring."""
 
     config: PS4PROTrainerConfig
+    views_panel: ViewsPanel | None = None
+    """What is added to the viewer; None without one."""
 
     def __init__(
         self, config: PS4PROTrainerConfig, local_rank: int = 0, world_size: int = 1
@@ -64,12 +73,24 @@ class PS4PROTrainer(Trainer):
         except (InputError, MissingPartError) as error:
             _remove_empty_run(self.base_dir)
             fail(str(error))
+        # What was decided during the set-up (share of pseudo steps, length) belongs to the record.
+        self.config.save_config()
+        manager: Any = self.pipeline.datamanager
+        write_split(
+            self.base_dir,
+            manager.config.dataparser.data,
+            train=manager.train_dataset.image_filenames,
+            test=manager.eval_dataset.image_filenames,
+        )
 
     def _load_checkpoint(self) -> None:
         load_dir = self.config.load_dir
         if load_dir is not None:
             _check_load_dir(load_dir)
         super()._load_checkpoint()
+        planned_length = getattr(self.pipeline.datamanager, "planned_length", None)
+        if planned_length is not None:
+            self.config.max_num_iterations = planned_length(self.run_length) - self._start_step
         for group in self.config.optimizers.values():
             scheduler = group["scheduler"]
             if isinstance(scheduler, FloatExponentialDecaySchedulerConfig):
@@ -78,7 +99,28 @@ class PS4PROTrainer(Trainer):
     def train_iteration(self, step: int):
         """Run one iteration whose random numbers depend on (seed, step) alone."""
         torch.manual_seed(self.config.machine.seed * _SEED_STRIDE + step)
-        return super().train_iteration(step)
+        panel = self.views_panel
+        if panel is None:
+            return super().train_iteration(step)
+        panel.before_step(step)
+        result = super().train_iteration(step)
+        panel.after_step(step, result[1]["main_loss"])
+        return result
+
+    def _init_viewer_state(self) -> None:
+        super()._init_viewer_state()
+        manager = self.pipeline.datamanager
+        if isinstance(self.viewer_state, Viewer):
+            from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import PseudoViewDatamanager
+            from ps4pro_nerfstudio.viewer.views_panel import ViewsPanel
+
+            if isinstance(manager, PseudoViewDatamanager):
+                self.views_panel = ViewsPanel(self.viewer_state, manager)
+
+    def _train_complete_viewer(self) -> None:
+        if self.views_panel is not None:
+            self.views_panel.finish(self.step)
+        super()._train_complete_viewer()
 
     def save_checkpoint(self, step: int) -> None:
         """Save under another name first: a full disk or a kill leaves the old checkpoint whole."""

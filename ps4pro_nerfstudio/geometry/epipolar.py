@@ -8,6 +8,8 @@ Source: Hartley and Zisserman, Multiple View Geometry, chapters 9, 11 and 12.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -94,6 +96,58 @@ def triangulate(
     )
     points = np.where(meets[..., None], midpoint, direction_0 + direction_1)
     return np.concatenate([points, meets[..., None].astype(np.float64)], axis=-1)
+
+
+def depth_along_rays(
+    pixels: ArrayLike,  # [..., 2] pixels of the target camera
+    positions: Sequence[ArrayLike],  # of K cameras [..., 2]: where each shows those pixels
+    target_camera_to_world: ArrayLike,
+    target_intrinsics: ArrayLike,
+    camera_to_worlds: Sequence[ArrayLike],
+    intrinsics: Sequence[ArrayLike],
+) -> tuple[Float64, list[Float64]]:
+    """Depth of the scene on the rays of a target camera, from where other cameras show them.
+
+    A point on the ray of pixel x at inverse depth r appears in camera k at M_k x + r t_k
+    (homogeneous), which is linear in r. The answer minimises the squared distance in pixels between
+    these places and `positions`, with the depth ratio of the cameras frozen at infinity (exact for
+    cameras that look the same way, and right to first order otherwise).
+
+    Returns:
+        depth [...] along the target's optical axis, `inf` where the positions say infinity or
+        beyond, or where the cameras stand in one place; and for each camera the place [..., 2] of
+        that point, NaN behind it: the nearest positions that one point on the ray can have.
+    """
+    pose = as_4x4(target_camera_to_world)
+    inverse = np.linalg.inv(np.asarray(target_intrinsics, np.float64))
+    pixels = np.asarray(pixels, np.float64)
+    directions = pixels @ inverse[:, :2].T + inverse[:, 2]
+    numerator = np.zeros(pixels.shape[:-1])
+    denominator = np.zeros(pixels.shape[:-1])
+    motions: list[tuple[Float64, Float64]] = []
+    for found, camera_to_world, camera_intrinsics in zip(
+        positions, camera_to_worlds, intrinsics, strict=True
+    ):
+        relative = relative_pose(pose, camera_to_world)
+        matrix = np.asarray(camera_intrinsics, np.float64)
+        position = np.asarray(found, np.float64)
+        at_infinity = directions @ (matrix @ relative[:3, :3]).T
+        shift = matrix @ relative[:3, 3]
+        slope = shift[:2] - position * shift[2]
+        offset = position * at_infinity[..., 2:] - at_infinity[..., :2]
+        weight = 1.0 / np.maximum(np.square(at_infinity[..., 2]), 1e-12)
+        numerator += weight * np.sum(slope * offset, axis=-1)
+        denominator += weight * np.sum(slope * slope, axis=-1)
+        motions.append((at_infinity, shift))
+    inverse_depth = np.maximum(numerator / np.maximum(denominator, 1e-30), 0.0)
+    places = []
+    for at_infinity, shift in motions:
+        image = at_infinity + inverse_depth[..., None] * shift
+        in_front = image[..., 2:] > 1e-12
+        divisor = np.where(in_front, image[..., 2:], 1.0)
+        places.append(np.where(in_front, image[..., :2] / divisor, np.nan))
+    with np.errstate(divide="ignore"):
+        return 1.0 / inverse_depth, places
 
 
 def reprojection_residual(

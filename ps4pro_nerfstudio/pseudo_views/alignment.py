@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from ps4pro_nerfstudio.geometry.cameras import (
     Float64,
     harmonic_median_depth,
+    pixel_centres,
     point_of_attention,
     project,
 )
 from ps4pro_nerfstudio.geometry.epipolar import fundamental_matrix, sampson_distance, triangulate
 from ps4pro_nerfstudio.geometry.planes import (
+    apply_homography,
     plane_homography,
     warp_by_homography,
     warp_valid,
@@ -75,11 +77,50 @@ class Aligned:
     """[H, W, 3] in [0, 1]; where it is invalid, the border of the photograph repeated."""
     valid: NDArray[np.bool_]
     """[H, W]."""
+
+    def source_of(self, pixels: Float64) -> Float64:
+        """Where in the photograph [..., 2] the pixels [..., 2] of the target come from."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PlaneAligned(Aligned):
+    """A photograph warped through a plane."""
+
     to_source: Float64
     """[3, 3], pixels of the target to pixels of the photograph."""
 
+    def source_of(self, pixels: Float64) -> Float64:
+        """Exact, inside the target and outside of it."""
+        return apply_homography(self.to_source, pixels)
 
-def align(photograph: Photograph, target: TargetCamera, depth: float) -> Aligned:
+
+@dataclass(frozen=True)
+class SurfaceAligned(Aligned):
+    """A photograph warped through a depth map of the target."""
+
+    places: Float64
+    """[H, W, 2], where each pixel of the target lies in the photograph."""
+
+    def source_of(self, pixels: Float64) -> Float64:
+        """Bilinear between the pixels of the target, the outermost ones repeated."""
+        import cv2
+
+        at = (pixels - 0.5).astype(np.float32)
+        places = [
+            cv2.remap(
+                np.ascontiguousarray(self.places[..., axis]).astype(np.float32),
+                at[..., 0],
+                at[..., 1],
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+            for axis in range(2)
+        ]
+        return np.stack(places, axis=-1).astype(np.float64)
+
+
+def align(photograph: Photograph, target: TargetCamera, depth: float) -> PlaneAligned:
     """Warp a photograph into the target camera through the fronto-parallel plane at `depth`."""
     to_source = plane_homography(
         target.camera_to_world,
@@ -89,11 +130,61 @@ def align(photograph: Photograph, target: TargetCamera, depth: float) -> Aligned
         depth,
     )
     image = warp_by_homography(photograph.image.astype(np.float32) / 255.0, to_source, target.size)
-    return Aligned(
+    return PlaneAligned(
         image=np.clip(image, 0.0, 1.0),
         valid=warp_valid(photograph.valid, to_source, target.size),
         to_source=to_source,
     )
+
+
+def align_to_surface(
+    photograph: Photograph, target: TargetCamera, depth: NDArray
+) -> SurfaceAligned:
+    """Warp a photograph into the target camera through a depth [H, W] of each of its pixels."""
+    centres = pixel_centres(target.size[1], target.size[0])
+    points = unproject(centres, depth, target)
+    places, _ = project(points, photograph.camera_to_world, photograph.intrinsics)
+    return SurfaceAligned(
+        image=sample_photograph(photograph.image, places),
+        valid=valid_at(photograph, places),
+        places=np.nan_to_num(places, nan=-1e4),
+    )
+
+
+def sample_photograph(image: NDArray[np.uint8], places: Float64) -> NDArray[np.float32]:
+    """Bicubic samples [H, W, 3] in [0, 1] of a photograph at positions [H, W, 2]."""
+    import cv2
+
+    # OpenCV puts pixel centres at integers; a place that is not known lies outside.
+    at = np.nan_to_num(places - 0.5, nan=-1e4).astype(np.float32)
+    sampled = cv2.remap(
+        image.astype(np.float32),
+        at[..., 0],
+        at[..., 1],
+        cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return np.clip(sampled / 255.0, 0.0, 1.0).astype(np.float32)
+
+
+def valid_at(view: Photograph, places: Float64) -> NDArray[np.bool_]:
+    """Which positions [H, W, 2] lie inside a photograph, on a valid pixel."""
+    with np.errstate(invalid="ignore"):
+        inside = np.all((places >= 0.5) & (places <= np.array(view.size) - 0.5), axis=-1)
+    column, row = np.where(inside[..., None], places, 0.0).astype(int).transpose(2, 0, 1)
+    return inside & view.valid[row, column]
+
+
+def unproject(pixels: Float64, depth: NDArray, camera: TargetCamera) -> Float64:
+    """World points [..., 3] of pixels [..., 2] at depths [...] along the optical axis."""
+    inverse = np.linalg.inv(camera.intrinsics)
+    in_camera = (pixels @ inverse[:, :2].T + inverse[:, 2]) * np.asarray(depth)[..., None]
+    return in_camera @ camera.camera_to_world[:3, :3].T + camera.camera_to_world[:3, 3]
+
+
+def unaligned(photograph: Photograph) -> PlaneAligned:
+    """A photograph as it was taken, where an aligned one is expected."""
+    return PlaneAligned(photograph.image.astype(np.float32) / 255.0, photograph.valid, np.eye(3))
 
 
 class FeatureCache:

@@ -5,12 +5,12 @@ Every factor lies in [0, 1], is 1 for exact agreement and falls with its error; 
 their product, so one strong objection is enough. A learned interpolator's own confidence, or a
 third view, is one more factor of `combine`.
 
-    C = in_bounds * exp(-(dI / .08)^2) * exp(-sampson^2 / 2) * exp(-residual^2 / 2)
+    C = in_bounds * exp(-(dI / .08)^2) * exp(-d^2 / 2)
 
-dI: mean absolute colour difference of the two warped sources, in [0, 1]; sampson: distance in
-pixels of the correspondence to the epipolar constraint (wrong flow, moving objects); residual:
-distance in pixels between a pixel and its triangulated point seen from the camera that was given to
-the frame (wrong camera). Pixels are those of the interpolation.
+dI: mean absolute colour difference of the two sources, in [0, 1]; d: distance in pixels by which
+two positions found had to be moved to be those of one scene point on the pixel's ray. It contains
+the epipolar error between the photographs (wrong flow, moving objects) and the re-projection error
+at the frame (wrong camera). Pixels are those of the interpolation.
 """
 
 from __future__ import annotations
@@ -36,14 +36,10 @@ def photometric_factor(
     return np.exp(-np.square(np.abs(warped_0 - warped_1).mean(axis=-1) / scale))
 
 
-def epipolar_factor(squared_sampson: ArrayLike) -> Float64:
-    """exp(-d^2 / 2) of the squared Sampson distance in pixels; unknown (NaN) and inf give 0."""
-    return _gaussian(np.asarray(squared_sampson, np.float64))
-
-
-def pose_factor(residual: ArrayLike) -> Float64:
-    """exp(-r^2 / 2) of the re-projection residual in pixels; unknown (NaN) and inf give 0."""
-    return _gaussian(np.square(np.asarray(residual, np.float64)))
+def position_factor(moved_px: ArrayLike) -> Float64:
+    """exp(-d^2 / 2) of a distance d in pixels; unknown (NaN) and inf give 0."""
+    squared = np.square(np.asarray(moved_px, np.float64))
+    return np.nan_to_num(np.exp(-0.5 * squared), nan=0.0)
 
 
 def combine(in_bounds: NDArray[np.bool_], *factors: ArrayLike, floor: float = 0.0) -> Float64:
@@ -64,7 +60,3 @@ def to_uint8(confidence: ArrayLike) -> NDArray[np.uint8]:
     """Confidence in [0, 1] as 0 to 255, rounded; NaN gives 0."""
     scaled = np.rint(np.clip(np.nan_to_num(np.asarray(confidence, np.float64)), 0, 1) * 255)
     return scaled.astype(np.uint8)
-
-
-def _gaussian(squared: Float64) -> Float64:
-    return np.nan_to_num(np.exp(-0.5 * squared), nan=0.0)

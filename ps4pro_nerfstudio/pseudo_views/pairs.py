@@ -2,7 +2,8 @@
 """Which two training photographs get a frame between them.
 
 A capture is a path when its file order visits neighbours: a video, a walk around an object. Then
-each photograph is paired with the next one. Otherwise photographs are paired with their nearest
+each photograph is paired with the next one, and with others that stand about as near (the next row
+of a grid, an earlier turn around the object). Otherwise photographs are paired with their nearest
 neighbours, by centre distance and view angle, each in at most two pairs, so that the work and the
 weight spread over the capture. Only training views are ever given to this module, and nothing about
 held-out views enters. Poses are [N, 3, 4], any camera axes; angles in radians inside, degrees in
@@ -26,7 +27,11 @@ _NEAR = 3.0
 _PATH_SHARE = 0.8
 """Share of near steps from which the file order is taken as a path."""
 _CLOSING = 1.5
-"""The last and the first view are paired too when this multiple of a usual step joins them."""
+"""Views that are not consecutive are paired too up to this multiple of a usual step."""
+_MAX_PARTNERS_ON_PATH = 3
+"""A view of a path has at most this many partners, the consecutive ones included."""
+_SAME_SHAPE = 0.02
+"""Relative difference up to which two aspect ratios are one."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,11 @@ class PairConfig:
     """Largest distance between two centres, over the depth of the alignment plane."""
     min_baseline_over_depth: float = 1e-3
     """Smallest one, over the depth of the scene: from one place nothing can be triangulated."""
-    max_exposure_ratio: float = 1.25
-    """Largest ratio of the mean brightness of two views where they overlap."""
+    min_overlap: float = 0.15
+    """Smallest share of the scene points in one view that the other shows as well."""
+    max_exposure_ratio: float = 1.6
+    """Largest ratio of the mean brightness of two views where they overlap; smaller differences are
+    evened out."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def select_pairs(
         config: gates.
         depth_scale: typical scene depth in units of the poses; makes centre distance an angle. The
             size of the capture stands in when it is unknown.
-        sizes: N image sizes (width, height); pairs of different sizes are refused.
+        sizes: N image sizes (width, height); pairs of different aspect ratio are refused.
         is_pinhole: N flags; false for fisheye and other models, which are refused.
 
     Raises:
@@ -123,8 +131,7 @@ def select_pairs(
     if is_path:
         edges = path
         usual_step = float(np.median([cost[edge] for edge in path]))
-        if len(order) > 2 and cost[0, -1] <= _CLOSING * usual_step:
-            edges = [*path, (len(order) - 1, 0)]
+        edges = path + _shortcuts(cost, path, _CLOSING * usual_step)
     else:
         edges = sorted(nearest)
 
@@ -160,6 +167,22 @@ def baseline_objection(
     return None
 
 
+def overlap_objection(
+    shown_a: NDArray[np.bool_], shown_b: NDArray[np.bool_], config: PairConfig
+) -> Objection | None:
+    """Why two views have too little in common, from which scene points [P] each shows.
+
+    With fewer than 20 points in either view nothing is known, and nothing objected.
+    """
+    fewer = min(int(shown_a.sum()), int(shown_b.sum()))
+    if fewer < 20:
+        return None
+    overlap = int((shown_a & shown_b).sum()) / fewer
+    if overlap < config.min_overlap:
+        return Objection("too little overlap", f"{overlap:.0%} < {config.min_overlap:.0%}")
+    return None
+
+
 def exposure_objection(
     image_a: NDArray, image_b: NDArray, overlap: NDArray[np.bool_], config: PairConfig
 ) -> Objection | None:
@@ -191,8 +214,10 @@ def _objection(
 ) -> Objection | None:
     if is_pinhole is not None and not (is_pinhole[a] and is_pinhole[b]):
         return Objection("not a pinhole camera")
-    if sizes is not None and tuple(sizes[a]) != tuple(sizes[b]):
-        return Objection("different image sizes")
+    if sizes is not None:
+        aspect_a, aspect_b = (sizes[index][0] / sizes[index][1] for index in (a, b))
+        if abs(aspect_a / aspect_b - 1.0) > _SAME_SHAPE:
+            return Objection("different image shapes", f"{aspect_a:.2f} and {aspect_b:.2f}")
     degrees = float(np.degrees(rotation_angle(poses[a], poses[b])))
     if degrees > config.max_rotation_degrees:
         return Objection(
@@ -213,6 +238,22 @@ def _nearest_neighbours(cost: Float64) -> list[tuple[int, int]]:
     for i, j in zip(first[ranking].tolist(), second[ranking].tolist(), strict=True):
         if degree[i] < _MAX_PAIRS_PER_VIEW and degree[j] < _MAX_PAIRS_PER_VIEW:
             edges.append((i, j))
+            degree[[i, j]] += 1
+    return edges
+
+
+def _shortcuts(cost: Float64, path: list[tuple[int, int]], longest: float) -> list[tuple[int, int]]:
+    """Edges beside the path, closest first, up to a length and a number for each view."""
+    degree = np.bincount(np.array(path).reshape(-1), minlength=len(cost))
+    first, second = np.triu_indices(len(cost), k=2)
+    ranking = np.argsort(cost[first, second], kind="stable")
+    edges = []
+    for i, j in zip(first[ranking].tolist(), second[ranking].tolist(), strict=True):
+        if cost[i, j] > longest:
+            break
+        if max(degree[i], degree[j]) < _MAX_PARTNERS_ON_PATH:
+            # The last view leads back to the first one: the frame lies between them in this order.
+            edges.append((j, i) if (i, j) == (0, len(cost) - 1) else (i, j))
             degree[[i, j]] += 1
     return edges
 

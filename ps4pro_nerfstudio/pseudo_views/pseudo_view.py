@@ -37,7 +37,10 @@ class Provenance:
     mean_confidence: float
     """Mean over all pixels, in [0, 1]."""
     agreeing_share: float
-    """Share of all pixels whose sources agree both photometrically and epipolarly."""
+    """Share of all pixels whose sources agree, in colour and in where they lie."""
+    moved_px: float = float("nan")
+    """Median distance by which positions of agreeing pixels had to be moved to be those of one
+    point; NaN where that is not asked."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class PseudoView:
     confidence: NDArray[np.uint8]
     """[H, W]; 0 = never use: out of bounds, invalid in a source, or not to be trusted."""
     provenance: Provenance
+    depth: NDArray[np.float32] | None = None
+    """[H, W] along the optical axis in units of the poses, 0 where it is not known well enough to
+    be a point of the scene; None for views whose source finds no depth."""
 
     def __post_init__(self) -> None:
         size = (self.height, self.width)
@@ -76,10 +82,16 @@ class PseudoView:
                 f"image must be uint8 {(*size, 3)}, got {self.image.dtype} {self.image.shape}"
             )
 
+        if self.depth is not None and (self.depth.shape != size or self.depth.dtype != np.float32):
+            raise ValueError(
+                f"depth must be float32 {size}, got {self.depth.dtype} {self.depth.shape}"
+            )
+
     @property
     def num_bytes(self) -> int:
         """Memory that the pixels take."""
-        return self.confidence.nbytes + (0 if self.image is None else self.image.nbytes)
+        arrays = (self.confidence, self.image, self.depth)
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def to_cameras(self) -> Cameras:
         """One nerfstudio camera in a batch of one, on the CPU.

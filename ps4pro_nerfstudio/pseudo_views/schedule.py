@@ -11,6 +11,7 @@ round through the pseudo views has its own permutation.
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -36,7 +37,11 @@ class PseudoViewScheduleConfig:
     ramp: float = 0.05
     """Part of the training in which lambda rises linearly to its peak."""
     tail: float = 0.25
-    """Part of the training, at its end, in which lambda falls to zero along a cosine."""
+    """Part of the training in which lambda falls to zero along a cosine."""
+    real_only: float = 0.0
+    """Part of the training, after the tail, that uses photographs only."""
+    equal_real_steps: bool = False
+    """Lengthen the training until it has as many real steps as without pseudo views."""
     seed: int = 0
     """Seed of the order in which pseudo views are visited."""
 
@@ -47,10 +52,11 @@ class PseudoViewScheduleConfig:
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")
         if self.peak_weight < 0.0:
             raise ValueError(f"peak_weight must not be negative, got {self.peak_weight}")
-        if min(self.start, self.ramp, self.tail) < 0.0 or self.start + self.ramp + self.tail > 1.0:
+        parts = (self.start, self.ramp, self.tail, self.real_only)
+        if min(parts) < 0.0 or sum(parts) > 1.0:
             raise ValueError(
-                "start, ramp and tail are parts of the training and must sum to at most 1, "
-                f"got {self.start}, {self.ramp}, {self.tail}"
+                "start, ramp, tail and real_only are parts of the training and must sum to at most "
+                f"1, got {parts}"
             )
         if not 0 <= self.num_views_full < self.num_views_none:
             raise ValueError(
@@ -81,10 +87,11 @@ class PseudoViewSchedule:
         """Loss weight lambda of a pseudo step: 0, ramp, peak, cosine to 0 at the last step."""
         config = self.config
         progress = step / max(self.num_steps - 1, 1)
-        if progress < config.start or progress >= 1.0:
+        end = 1.0 - config.real_only
+        if progress < config.start or progress >= end:
             return 0.0
         rise = (progress - config.start) / config.ramp if config.ramp > 0.0 else 1.0
-        left = (1.0 - progress) / config.tail if config.tail > 0.0 else 1.0
+        left = (end - progress) / config.tail if config.tail > 0.0 else 1.0
         fall = 0.5 - 0.5 * math.cos(math.pi * min(left, 1.0))
         return config.peak_weight * min(rise, 1.0) * fall
 
@@ -114,8 +121,28 @@ class PseudoViewSchedule:
             f"{self.num_pseudo_views} pseudo views beside {photographs}: {self.share:.0%} of the "
             f"steps from {self._first_step} on, weight up to {config.peak_weight:g} from step "
             f"{math.ceil((config.start + config.ramp) * last)}, fading to 0 from step "
-            f"{math.floor((1.0 - config.tail) * last)} to {last}"
+            f"{math.floor((1.0 - config.real_only - config.tail) * last)} to "
+            f"{math.floor((1.0 - config.real_only) * last)}"
         )
+
+    def num_real_steps(self) -> int:
+        """Steps of the run that use a photograph."""
+        return sum(not self.is_pseudo(step) for step in range(self.num_steps))
+
+    def lengthened(self) -> PseudoViewSchedule:
+        """The shortest plan like this one with at least `num_steps` real steps."""
+
+        def longer(num_steps: int) -> PseudoViewSchedule:
+            return PseudoViewSchedule(
+                self.config, num_steps, self.num_real_views, self.num_pseudo_views
+            )
+
+        enough = math.ceil(self.num_steps / (1.0 - self.share)) + 1
+        candidates = range(self.num_steps, enough + 1)
+        first = bisect.bisect_left(
+            candidates, self.num_steps, key=lambda count: longer(count).num_real_steps()
+        )
+        return longer(candidates[min(first, len(candidates) - 1)])
 
     def _decide_share(self) -> float:
         config = self.config

@@ -2,9 +2,10 @@
 """Pseudo views interpolated between neighbouring training photographs.
 
 For each pair of neighbours: the camera between them (slerp of the rotation, lerp of centre and
-intrinsics), both photographs warped into it (`alignment`), the frame between them (any
-`FrameInterpolator`), and a confidence per pixel (`confidence`) from where the two sources of a
-pixel lie in the original photographs. Deterministic. Poses are nerfstudio's (OpenGL axes) outside
+intrinsics), both photographs warped into it (`alignment`), the flows between them (any
+`FrameInterpolator`), the scene point of each pixel (`correspondence`), what the photographs show
+there, and a confidence per pixel (`confidence`). Frames then check each other's points
+(`consistency`). Deterministic. Poses are nerfstudio's (OpenGL axes) outside
 and OpenCV inside; images are uint8 RGB [H, W, 3]. Idea: PS4PRO (arXiv 2505.22616), re-implemented
 from the published idea; alignment and confidence are this project's.
 """
@@ -26,34 +27,31 @@ from ps4pro_nerfstudio.geometry.cameras import (
     harmonic_median_depth,
     interpolate_intrinsics,
     interpolate_pose,
-    pixel_centres,
     point_of_attention,
+    project,
     scale_intrinsics,
 )
-from ps4pro_nerfstudio.geometry.epipolar import (
-    fundamental_matrix,
-    reprojection_residual,
-    sampson_distance,
-    triangulate,
-)
-from ps4pro_nerfstudio.geometry.planes import SHARP_REACH, apply_homography, erode
-from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator, Interpolation, sample_at
+from ps4pro_nerfstudio.geometry.planes import SHARP_REACH, erode
+from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator, Interpolation
 from ps4pro_nerfstudio.pseudo_views.alignment import (
-    Aligned,
     FeatureCache,
     Photograph,
     TargetCamera,
     align,
+    align_to_surface,
     matched_points,
     plane_depth,
+    unaligned,
 )
 from ps4pro_nerfstudio.pseudo_views.confidence import (
     combine,
-    epipolar_factor,
     photometric_factor,
-    pose_factor,
+    position_factor,
     to_uint8,
 )
+from ps4pro_nerfstudio.pseudo_views.consistency import drop_contradicted
+from ps4pro_nerfstudio.pseudo_views.correspondence import Correspondence, correspond, surface
+from ps4pro_nerfstudio.pseudo_views.exposure import brightness_ratio, coarse_ratio, equalise
 from ps4pro_nerfstudio.pseudo_views.pairs import (
     Objection,
     Pair,
@@ -62,12 +60,13 @@ from ps4pro_nerfstudio.pseudo_views.pairs import (
     Skipped,
     baseline_objection,
     exposure_objection,
+    overlap_objection,
     select_pairs,
 )
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 
 _AGREEMENT = 0.5
-"""A pixel's sources agree when photometric times epipolar factor exceeds this."""
+"""A pixel's sources agree when photometric times position factor exceeds this."""
 
 _INVALID_MARGIN = 2 * SHARP_REACH
 """Pixels kept away from invalid ones: alignment and interpolation each resample once."""
@@ -84,18 +83,33 @@ class InterpolatedSourceConfig:
     """Frames between two neighbours, equally spaced. One was measured as good as three."""
     max_long_side: int = 640
     """Photographs are reduced to this long side, in pixels, before they are interpolated."""
+    aligned: bool = True
+    """Warp the photographs into the frame's camera first; False interpolates them as they are, a
+    baseline."""
+    weighed: bool = True
+    """Put each pixel where its sources agree and judge it; False takes the interpolated frame and
+    trusts every pixel, a baseline."""
+    passes: int = 1
+    """2 aligns once more, through the depth that was found: some more pixels at wide angles, twice
+    the time."""
     own_confidence: bool = True
     """Multiply the confidence by what a learned interpolator believes of its own image."""
     min_pixel_confidence: float = 0.1
     """Pixels below this confidence are not used at all."""
     min_mean_confidence: float = 0.05
     """Frames whose mean confidence is below this are dropped."""
+    min_point_confidence: float = 0.4
+    """Pixels from this confidence on have a depth, and may become initial points."""
+    min_angle_degrees: float = 1.0
+    """Below this angle between the rays of the two photographs a depth is not known."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """Which neighbours get a frame between them."""
 
     def __post_init__(self) -> None:
         if self.frames_per_gap < 1:
             raise ValueError(f"frames_per_gap must be at least 1, got {self.frames_per_gap}")
+        if self.passes < 1:
+            raise ValueError(f"passes must be at least 1, got {self.passes}")
         if self.max_long_side < 32:
             raise ValueError(f"max_long_side must be at least 32 px, got {self.max_long_side}")
 
@@ -214,7 +228,8 @@ class InterpolatedSource:
                     skipped.append(Skipped(pair.a, pair.b, result))
             if progress is not None:
                 progress(done, len(pairs))
-        return PseudoViewSet(made, skipped)
+        checked = drop_contradicted(made, self.photographs, self.views.names)
+        return PseudoViewSet(checked, skipped)
 
     def make(self, pair: Pair, t: float) -> PseudoView | Objection:
         """The frame at t in (0, 1) between two views, or why there is none."""
@@ -222,44 +237,64 @@ class InterpolatedSource:
         a, b = photographs
         target = TargetCamera(
             interpolate_pose(a.camera_to_world, b.camera_to_world, t),
-            interpolate_intrinsics(a.intrinsics, b.intrinsics, t),
+            interpolate_intrinsics(a.intrinsics, _at_size(b, a.size), t),
             a.size,
         )
-        found = self._plane_depth(pair, target)
-        if found is None:
+        objection = overlap_objection(
+            self._shown_points(pair.a), self._shown_points(pair.b), self.config.pairs
+        )
+        if objection is not None:
+            return objection
+        plane = self._plane_depth(pair, target)
+        if plane is None:
             return Objection("depth unknown")
-        depth, depth_source = found
+        depth, depth_source = plane
         objection = baseline_objection(
             a.camera_to_world, b.camera_to_world, depth, self.config.pairs
         )
         if objection is not None:
             return objection
-        aligned = (align(a, target, depth), align(b, target, depth))
-        objection = exposure_objection(
-            aligned[0].image,
-            aligned[1].image,
-            aligned[0].valid & aligned[1].valid,
-            self.config.pairs,
-        )
+        if self.config.aligned:
+            aligned = (align(a, target, depth), align(b, target, depth))
+        else:
+            aligned = (unaligned(a), unaligned(b))
+        images = (aligned[0].image, aligned[1].image)
+        overlap = aligned[0].valid & aligned[1].valid
+        objection = exposure_objection(*images, overlap, self.config.pairs)
         if objection is not None:
             return objection
 
-        interpolation = self._interpolate(aligned, t)
-        confidence, agreeing = _confidence(
-            photographs,
-            aligned,
-            target,
-            interpolation,
-            self.config.min_pixel_confidence,
-            own=self.config.own_confidence and self.interpolator.judges_itself,
-        )
+        coarse = coarse_ratio(*images, overlap)
+        interpolation = self._interpolate(equalise(*images, coarse, t), t)
+        scene_depth: NDArray[np.float32] | None = None
+        if self.config.weighed:
+            found = correspond(photographs, aligned, target, interpolation)
+            image, confidence, agreeing = self._judged(found, interpolation, coarse, t)
+            for _ in range(1, self.config.passes):
+                depth_map = surface(found, confidence)
+                if depth_map is None:
+                    break
+                closer = (
+                    align_to_surface(a, target, depth_map),
+                    align_to_surface(b, target, depth_map),
+                )
+                images = (closer[0].image, closer[1].image)
+                interpolation = self._interpolate(equalise(*images, coarse, t), t)
+                found = correspond(photographs, closer, target, interpolation)
+                image, confidence, agreeing = self._judged(found, interpolation, coarse, t)
+            known = confidence >= self.config.min_point_confidence
+            known &= np.degrees(found.angle) >= self.config.min_angle_degrees
+            scene_depth = np.where(known, found.depth, 0.0).astype(np.float32)
+            moved_px = float(np.median(found.moved_px[agreeing])) if agreeing.any() else np.nan
+        else:
+            image = interpolation.image[0].permute(1, 2, 0).numpy()
+            confidence, agreeing, moved_px = overlap.astype(np.float64), overlap, np.nan
         mean_confidence = float(confidence.mean())
         if mean_confidence < self.config.min_mean_confidence:
             return Objection(
                 "sources do not match",
                 f"mean confidence {mean_confidence:.2f} < {self.config.min_mean_confidence:g}",
             )
-        image = (interpolation.image[0].permute(1, 2, 0) * 255.0).round().clamp(0, 255)
         intrinsics = target.intrinsics
         return PseudoView(
             camera_to_world=flip_camera_axes(target.camera_to_world)[:3].astype(np.float32),
@@ -270,7 +305,7 @@ class InterpolatedSource:
             width=target.size[0],
             height=target.size[1],
             time=self._time(pair, t),
-            image=image.to(torch.uint8).cpu().numpy(),
+            image=np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8),
             confidence=to_uint8(confidence),
             provenance=Provenance(
                 source_names=(self.views.names[pair.a], self.views.names[pair.b]),
@@ -280,9 +315,29 @@ class InterpolatedSource:
                 plane_depth=depth,
                 interpolator=self.interpolator.name,
                 mean_confidence=mean_confidence,
-                agreeing_share=agreeing,
+                agreeing_share=float(agreeing.mean()),
+                moved_px=moved_px,
             ),
+            depth=scene_depth,
         )
+
+    def _judged(
+        self, found: Correspondence, interpolation: Interpolation, coarse: Float64, t: float
+    ) -> tuple[NDArray, Float64, NDArray[np.bool_]]:
+        """Image [H, W, 3] and confidence [H, W] of a frame, and its pixels that agree [H, W]."""
+        position = position_factor(found.moved_px)
+        likely = found.in_bounds & (position > _AGREEMENT)
+        likely &= photometric_factor(*equalise(*found.colors, coarse, t)) > _AGREEMENT
+        ratio = brightness_ratio(*found.colors, likely)
+        colors = equalise(*found.colors, coarse if ratio is None else ratio, t)
+        factors = [photometric_factor(*colors), position]
+        agreeing = combine(found.in_bounds, *factors) > _AGREEMENT
+        if self.config.own_confidence and self.interpolator.judges_itself:
+            factors.append(interpolation.confidence[0, 0].double().numpy())
+        weight = interpolation.mask[0, 0, :, :, None].numpy()
+        image = weight * colors[0] + (1.0 - weight) * colors[1]
+        floor = self.config.min_pixel_confidence
+        return image, combine(found.in_bounds, *factors, floor=floor), agreeing
 
     def _photograph(self, index: int) -> Photograph:
         """One view reduced to the resolution of the interpolation."""
@@ -326,6 +381,15 @@ class InterpolatedSource:
             return None
         return float(np.median(np.linalg.norm(finite[:, :3, 3] - attention, axis=-1)))
 
+    def _shown_points(self, index: int) -> NDArray[np.bool_]:
+        """Which of the known scene points [P] fall into a photograph."""
+        if self.views.points is None:
+            return np.zeros(0, bool)
+        view = self.photographs[index]
+        pixels, _ = project(self.views.points, view.camera_to_world, view.intrinsics)
+        with np.errstate(invalid="ignore"):
+            return np.all((pixels >= 0.0) & (pixels < view.size), axis=-1)
+
     def _plane_depth(self, pair: Pair, target: TargetCamera) -> tuple[float, str] | None:
         photographs = (self.photographs[pair.a], self.photographs[pair.b])
         return plane_depth(
@@ -337,10 +401,10 @@ class InterpolatedSource:
             ),
         )
 
-    def _interpolate(self, aligned: tuple[Aligned, Aligned], t: float) -> Interpolation:
+    def _interpolate(self, images: Sequence[NDArray[np.float32]], t: float) -> Interpolation:
         frames = [
-            torch.from_numpy(view.image).permute(2, 0, 1)[None].contiguous().to(self.device)
-            for view in aligned
+            torch.from_numpy(image).permute(2, 0, 1)[None].contiguous().to(self.device)
+            for image in images
         ]
         with torch.inference_mode():
             result = self.interpolator(frames[0], frames[1], t)
@@ -350,6 +414,11 @@ class InterpolatedSource:
         if self.views.times is None:
             return None
         return (1.0 - t) * float(self.views.times[pair.a]) + t * float(self.views.times[pair.b])
+
+
+def _at_size(view: Photograph, size: tuple[int, int]) -> Float64:
+    """Intrinsics [3, 3] of a photograph if it had another size (width, height)."""
+    return scale_intrinsics(view.intrinsics, size[0] / view.size[0], size[1] / view.size[1])
 
 
 def make_pseudo_views(
@@ -362,45 +431,3 @@ def make_pseudo_views(
     """All pseudo views of a capture; see `InterpolatedSource`."""
     source = InterpolatedSource(views, interpolator, config or InterpolatedSourceConfig(), device)
     return source.make_all(progress)
-
-
-def _confidence(
-    photographs: tuple[Photograph, Photograph],
-    aligned: tuple[Aligned, Aligned],
-    target: TargetCamera,
-    interpolation: Interpolation,
-    floor: float,
-    own: bool,
-) -> tuple[Float64, float]:
-    """Confidence [H, W] of a frame, and the share of pixels whose sources agree."""
-    width, height = target.size
-    centres = pixel_centres(height, width)
-    in_bounds = np.ones((height, width), bool)
-    warped: list[NDArray] = []
-    positions: list[Float64] = []
-    for view, flow in zip(aligned, (interpolation.flow_t0, interpolation.flow_t1), strict=True):
-        source = centres + flow[0].permute(1, 2, 0).double().numpy()
-        in_bounds &= np.all((source >= 0.5) & (source <= np.array(target.size) - 0.5), axis=-1)
-        in_bounds &= _sample(view.valid.astype(np.float32)[..., None], flow)[..., 0] > 0.999
-        warped.append(_sample(view.image, flow))
-        positions.append(apply_homography(view.to_source, source))
-    a, b = photographs
-    cameras = (a.camera_to_world, a.intrinsics, b.camera_to_world, b.intrinsics)
-    points = triangulate(positions[0], positions[1], *cameras)
-    residual = reprojection_residual(points, centres, target.camera_to_world, target.intrinsics)
-    photometric = photometric_factor(warped[0], warped[1])
-    epipolar = epipolar_factor(
-        sampson_distance(positions[0], positions[1], fundamental_matrix(*cameras))
-    )
-    agreeing = combine(in_bounds, photometric, epipolar) > _AGREEMENT
-    factors = [photometric, epipolar, pose_factor(residual)]
-    if own:
-        factors.append(interpolation.confidence[0, 0].double().numpy())
-    confidence = combine(in_bounds, *factors, floor=floor)
-    return confidence, float(agreeing.mean())
-
-
-def _sample(image: NDArray[np.float32], flow: torch.Tensor) -> NDArray[np.float32]:
-    """Bilinear samples [H, W, C] of an image [H, W, C] at the flow [1, 2, H, W]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    return sample_at(tensor, flow)[0].permute(1, 2, 0).numpy()

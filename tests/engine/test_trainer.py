@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
 from ps4pro_nerfstudio.engine.trainer import PS4PROTrainer, PS4PROTrainerConfig
 from ps4pro_nerfstudio.methods import ps4pro_splatfacto
 
@@ -66,3 +69,50 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert old.read_bytes() == b"old"
     assert places[0] != trainer.checkpoint_dir
     assert not places[0].exists()
+
+
+def test_a_run_says_what_it_trained_on(capture, tmp_path):
+    """Names relative to the capture, in the run's folder and not among the checkpoints (p12)."""
+    config = _config(tmp_path / "outputs")
+    config.vis = "tensorboard"
+    config.logging.local_writer.enable = False
+    manager: Any = config.pipeline.datamanager
+    manager.data = capture()
+    manager.dataparser = SparseViewsDataParserConfig(views=3)
+    manager.pseudo_views.enabled = False
+    manager.seed_points.num_random = 100
+    trainer = PS4PROTrainer(config)
+    trainer.setup()
+    written = json.loads((trainer.base_dir / "split.json").read_text())
+    assert written == {
+        "train": ["images/001.png", "images/005.png", "images/011.png"],
+        "test": ["images/000.png", "images/008.png"],
+    }
+    assert not trainer.checkpoint_dir.exists()
+    assert manager.dataparser.setup().get_dataparser_outputs().metadata["split"] == written
+
+
+def test_equal_real_steps_lengthen_the_run_and_the_record_says_so(capture, tmp_path):
+    """Six photographs: 35 % of the steps from the tenth part on are pseudo steps."""
+    config = _config(tmp_path / "outputs")
+    config.vis = "tensorboard"
+    config.logging.local_writer.enable = False
+    config.max_num_iterations = 100
+    manager: Any = config.pipeline.datamanager
+    manager.data = capture()
+    manager.dataparser = SparseViewsDataParserConfig(views=6)
+    manager.pseudo_views.interpolator = "linear-blend"
+    manager.pseudo_views.control = "repeat-real"
+    manager.pseudo_views.schedule.equal_real_steps = True
+    manager.seed_points.num_random = 100
+    trainer = PS4PROTrainer(config)
+    trainer.setup()
+    trained_on = [
+        "pseudo_weight" in trainer.pipeline.datamanager.next_train(step)[1]
+        for step in range(trainer.run_length)
+    ]
+    assert trained_on.count(False) in (100, 101)
+    assert trained_on.count(True) > 25
+    text = (trainer.base_dir / "config.yml").read_text()
+    assert f"max_num_iterations: {trainer.run_length}" in text
+    assert "share: 0.35" in text

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from ps4pro_nerfstudio.pseudo_views.confidence import (
     combine,
-    epipolar_factor,
     photometric_factor,
-    pose_factor,
+    position_factor,
     to_uint8,
 )
 
@@ -20,10 +19,9 @@ errors = st.floats(0.0, 1e6)
 
 
 @given(smaller=errors, larger=errors)
-def test_geometric_factors_fall_with_the_error(smaller: float, larger: float) -> None:
+def test_position_factor_falls_with_the_error(smaller: float, larger: float) -> None:
     smaller, larger = min(smaller, larger), max(smaller, larger)
-    for factor in (epipolar_factor, pose_factor):
-        assert 0.0 <= factor(larger) <= factor(smaller) <= 1.0
+    assert 0.0 <= position_factor(larger) <= position_factor(smaller) <= 1.0
 
 
 @given(smaller=st.floats(0.0, 1.0), larger=st.floats(0.0, 1.0))
@@ -37,21 +35,19 @@ def test_photometric_factor_falls_with_the_difference(smaller: float, larger: fl
 def test_exact_agreement_is_full_confidence() -> None:
     image = np.random.default_rng(0).random((4, 5, 3))
     np.testing.assert_array_equal(photometric_factor(image, image), np.ones((4, 5)))
-    assert epipolar_factor(0.0) == pose_factor(0.0) == 1.0
+    assert position_factor(0.0) == 1.0
 
 
 def test_factors_by_hand() -> None:
     """Colour difference .08 is one scale: exp(-1). Two pixels: exp(-2^2 / 2) = exp(-2)."""
     shifted = photometric_factor(np.zeros((1, 3)), np.full((1, 3), 0.08))
     assert shifted[0] == pytest.approx(np.exp(-1.0))
-    assert epipolar_factor(4.0) == pytest.approx(np.exp(-2.0))
-    assert pose_factor(2.0) == pytest.approx(np.exp(-2.0))
+    assert position_factor(2.0) == pytest.approx(np.exp(-2.0))
 
 
 def test_unknown_errors_are_no_confidence() -> None:
     unknown = np.array([np.inf, np.nan])
-    np.testing.assert_array_equal(epipolar_factor(unknown), [0.0, 0.0])
-    np.testing.assert_array_equal(pose_factor(unknown), [0.0, 0.0])
+    np.testing.assert_array_equal(position_factor(unknown), [0.0, 0.0])
 
 
 def test_combination_is_the_product_and_zero_outside_and_below_the_floor() -> None:

@@ -15,6 +15,7 @@ from ps4pro_nerfstudio.pseudo_views.pairs import (
     PairSelection,
     baseline_objection,
     exposure_objection,
+    overlap_objection,
     select_pairs,
 )
 
@@ -64,6 +65,30 @@ def test_a_closed_circle_pairs_the_last_with_the_first() -> None:
     selection = select(circle(13, 360.0)[:12])
     assert selection.pairs[-1] == Pair(11, 0)
     assert len(selection.pairs) == 12
+
+
+def test_a_second_row_is_paired_with_the_first() -> None:
+    """A snake over two rows: each view also has the one above or below it, if it is as near."""
+    upper = circle(4, 30.0)
+    lower = upper[::-1].copy()
+    lower[:, 1, 3] += 0.5
+    selection = select(np.concatenate([upper, lower]))
+    assert selection.is_path
+    assert set(selection.pairs) == {Pair(i, i + 1) for i in range(7)} | {Pair(7, 0)} | {
+        Pair(1, 6),
+        Pair(2, 5),
+    }
+
+
+def test_overlap_gate() -> None:
+    """30 of 60 points are shared by views that show 60 and 40 of them: 30 / 40."""
+    a, b = np.zeros(100, bool), np.zeros(100, bool)
+    a[:60], b[30:70] = True, True
+    assert overlap_objection(a, b, PairConfig(min_overlap=0.75)) is None
+    objection = overlap_objection(a, b, PairConfig(min_overlap=0.76))
+    assert objection is not None
+    assert (objection.reason, objection.detail) == ("too little overlap", "75% < 76%")
+    assert overlap_objection(a, ~a & False, PairConfig(min_overlap=0.9)) is None
 
 
 def test_an_uneven_path_is_still_a_path() -> None:
@@ -120,7 +145,7 @@ def test_camera_model_gate() -> None:
 def test_image_size_gate() -> None:
     selection = select(circle(3, 20.0), sizes=[(40, 30), (30, 40), (30, 40)])
     assert selection.pairs == [Pair(1, 2)]
-    assert reasons(selection) == ["different image sizes"]
+    assert reasons(selection) == ["different image shapes"]
 
 
 def test_a_pose_that_is_not_finite_is_left_out_and_the_others_stay() -> None:
@@ -141,7 +166,7 @@ def test_baseline_gate() -> None:
 
 
 def test_exposure_gate_compares_the_overlap_only() -> None:
-    dark, bright = np.full((4, 6, 3), 0.4), np.full((4, 6, 3), 0.6)
+    dark, bright = np.full((4, 6, 3), 0.4), np.full((4, 6, 3), 0.7)
     overlap = np.zeros((4, 6), bool)
     overlap[:, :3] = True
     objection = exposure_objection(dark, bright, overlap, PairConfig())

@@ -99,6 +99,26 @@ def test_description_names_every_decided_value() -> None:
     assert "their share is 0" in schedule(share=0.0).describe()
 
 
+def test_the_end_phase_uses_photographs_only() -> None:
+    """1001 steps, the last fifth on photographs: the tail ends at .8, its middle is at .675."""
+    plan = schedule(num_steps=1001, real_only=0.2)
+    assert plan.weight(675) == pytest.approx(0.15)
+    assert not any(plan.is_pseudo(step) for step in range(800, 1001))
+    assert any(plan.is_pseudo(step) for step in range(760, 800))
+    assert plan.describe().endswith("fading to 0 from step 550 to 800")
+
+
+@pytest.mark.parametrize("options", [{}, {"real_only": 0.3}, {"share": 0.0}, {"share": 0.6}])
+def test_a_lengthened_plan_has_the_real_steps_of_a_run_without_pseudo_views(
+    options: dict[str, float],
+) -> None:
+    plan = schedule(num_steps=700, **options)  # pyright: ignore
+    longer = plan.lengthened()
+    assert longer.num_real_steps() >= 700
+    assert longer.num_real_steps() <= 702
+    assert (longer.num_steps == 700) == (plan.share == 0.0)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -106,6 +126,7 @@ def test_description_names_every_decided_value() -> None:
         {"max_share": -0.1},
         {"peak_weight": -1.0},
         {"start": 0.9},
+        {"real_only": 0.7},
         {"num_views_full": 50},
     ],
 )

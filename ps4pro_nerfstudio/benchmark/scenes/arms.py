@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods that `ps4pro bench scenes` knows by a short name, controls included.
+
+The controls take the place of the pseudo views and leave the dense points out, so that `views`,
+`plain` and a control differ in the pseudo images alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_NO_PSEUDO_VIEWS = ("--pipeline.datamanager.pseudo-views.enabled", "False")
+_NO_DENSE_POINTS = ("--pipeline.datamanager.dense-points.enabled", "False")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What ns-train is given for one column of the comparison."""
+
+    method: str
+    """Name that `ns-train` lists."""
+    arguments: tuple[str, ...] = ()
+    """Options of the method, before the parser's."""
+    description: str = ""
+
+
+def _control(name: str, description: str) -> Arm:
+    control = ("--pipeline.datamanager.pseudo-views.control", name)
+    return Arm("ps4pro-splatfacto", (*control, *_NO_DENSE_POINTS), description)
+
+
+ARMS: dict[str, Arm] = {
+    "plain": Arm(
+        "ps4pro-splatfacto",
+        (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS),
+        "splatfacto on the photographs alone",
+    ),
+    "ps4pro": Arm("ps4pro-splatfacto", (), "pseudo views and dense points, as shipped"),
+    "points": Arm("ps4pro-splatfacto", _NO_PSEUDO_VIEWS, "dense points only"),
+    "views": Arm("ps4pro-splatfacto", _NO_DENSE_POINTS, "pseudo views only"),
+    "linear-blend": _control(
+        "linear-blend", "control: aligned photographs, blended, every pixel trusted"
+    ),
+    "naive": _control("naive", "control: unaligned frames, every pixel trusted"),
+    "unweighted": _control("unweighted", "control: aligned frames, every pixel trusted"),
+    "repeat-real": _control(
+        "repeat-real", "control: photographs once more in the place of pseudo views"
+    ),
+    "oracle": _control("oracle", "control: true photographs between the training views"),
+    "nerfacto-small": Arm(
+        "ps4pro-nerfacto", _NO_PSEUDO_VIEWS, "the small nerfacto on the photographs alone"
+    ),
+    "ps4pro-nerfacto": Arm("ps4pro-nerfacto", (), "nerfacto with pseudo views, as shipped"),
+}
+
+
+def find_arm(name: str) -> Arm:
+    """Entry of the table, or the method of that name as it is.
+
+    Whether ns-train knows the name is for ns-train to say: its failure is recorded like any other.
+    """
+    return ARMS.get(name) or Arm(name, (), "as ns-train lists it")

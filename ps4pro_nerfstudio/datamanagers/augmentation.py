@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method gets beside its photographs: pseudo views and initial points.
+
+Both come from the same correspondences between neighbouring training views, made once and kept on
+disk. Whatever a datamanager serves, full images or rays, it gets them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from ps4pro_nerfstudio.caches import cache_folder, can_write, capture_cache
+from ps4pro_nerfstudio.geometry.cameras import pixel_centres
+from ps4pro_nerfstudio.initialization.dense_points import (
+    DensePointsConfig,
+    PointCloud,
+    PointObservations,
+    fuse,
+)
+from ps4pro_nerfstudio.initialization.seed_points import SeedPointsConfig, seed_points
+from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
+from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
+from ps4pro_nerfstudio.messages import say
+from ps4pro_nerfstudio.pseudo_views.alignment import unproject
+from ps4pro_nerfstudio.pseudo_views.consistency import camera_of
+from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
+from ps4pro_nerfstudio.pseudo_views.repeated import repeat_photographs
+from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule, PseudoViewScheduleConfig
+from ps4pro_nerfstudio.pseudo_views.sources import (
+    InterpolatedSourceConfig,
+    PseudoViewSet,
+    SourceViews,
+)
+from ps4pro_nerfstudio.pseudo_views.store import StoreConfig, load_or_make
+
+Control = Literal["none", "linear-blend", "naive", "unweighted", "repeat-real"]
+
+
+@dataclass
+class PseudoViewsConfig:
+    """Views that nobody took, added between neighbouring training views."""
+
+    enabled: bool = True
+    """Use pseudo views; False trains on real views only."""
+    interpolator: Literal["ps4pro", "optical-flow", "linear-blend"] = "ps4pro"
+    """What makes the frames: the network, classical optical flow, or a plain blend."""
+    control: Control = "none"
+    """Baselines to compare with. linear-blend: aligned photographs, blended, every pixel trusted;
+    naive: frames of the photographs as they are, every pixel trusted; unweighted: aligned frames,
+    every pixel trusted; repeat-real: photographs once more in the place of pseudo views. A control
+    brings no dense points."""
+    source: InterpolatedSourceConfig = field(default_factory=InterpolatedSourceConfig)
+    """How pseudo views are made."""
+    schedule: PseudoViewScheduleConfig = field(default_factory=PseudoViewScheduleConfig)
+    """When and how strongly they take part."""
+    store: StoreConfig = field(default_factory=StoreConfig)
+    """How much of the disk they may take between runs."""
+
+
+@dataclass
+class AugmentationConfig:
+    """Everything that is added to the photographs."""
+
+    pseudo_views: PseudoViewsConfig = field(default_factory=PseudoViewsConfig)
+    """Views added between the training views."""
+    dense_points: DensePointsConfig = field(default_factory=DensePointsConfig)
+    """Initial points from the same correspondences."""
+    seed_points: SeedPointsConfig = field(default_factory=SeedPointsConfig)
+    """Sparse initial points of a capture that brings none."""
+    cache_dir: Path | None = None
+    """Folder for pseudo views and points between runs; default: `.ps4pro_cache` in the capture, or
+    the user's cache folder where the capture cannot be written."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is added to the photographs."""
+
+    pseudo_views: list[PseudoView]
+    points: PointCloud
+    """Initial points, in random order."""
+    num_sparse: int
+    """How many of the points are sparse ones; random ones count as none."""
+
+
+def augment(
+    views: SourceViews,
+    sparse: PointCloud | None,
+    config: AugmentationConfig,
+    device: torch.device | str = "cpu",
+    data: Path | None = None,
+) -> Augmentation:
+    """Make, or load, pseudo views and initial points of a capture; says in one line each what.
+
+    Args:
+        views: the training photographs, undistorted; their `points` are ignored.
+        sparse: points that the capture brings; None, or too few, has them triangulated.
+        config: what is wanted.
+        device: where the interpolator works.
+        data: the capture, a folder or its json file, which also keeps what was made.
+
+    Raises:
+        InputError: a capture that cannot be used; see `initialization.seed_points`.
+    """
+    cache = _cache(config, data)
+    points, are_random = _sparse_points(views, sparse, config, cache)
+    num_sparse = 0 if are_random else len(points)
+    pseudo = config.pseudo_views
+    num_real = len(views.images)
+    use_views = pseudo.enabled and plan(config, num_real, num_real, num_steps=1).share > 0.0
+    use_points = config.dense_points.enabled and pseudo.control == "none"
+    if pseudo.enabled and not use_views:
+        say(f"no pseudo views: {num_real} training views are dense enough")
+    if not (use_views or use_points):
+        return Augmentation([], points, num_sparse)
+    # The depth of random points says nothing about the scene.
+    views = replace(views, points=None if are_random else points.xyz)
+    made = _pseudo_views(views, config, device, cache)
+    say(made.describe())
+    if use_points:
+        points = _with_dense_points(made, points, are_random, config)
+    return Augmentation(made.views if use_views else [], points, num_sparse)
+
+
+def plan(
+    config: AugmentationConfig, num_real_views: int, num_pseudo_views: int, num_steps: int
+) -> PseudoViewSchedule:
+    """When pseudo views take part in a run of `num_steps`."""
+    return PseudoViewSchedule(
+        config.pseudo_views.schedule, num_steps, num_real_views, num_pseudo_views
+    )
+
+
+def make_interpolator(name: str) -> FrameInterpolator:
+    """An interpolator by its name in `PseudoViewsConfig`."""
+    if name == "ps4pro":
+        from ps4pro_nerfstudio.interpolation.network import PS4PRO
+
+        return PS4PRO.from_pretrained("ps4pro-small")
+    return {"optical-flow": OpticalFlowInterpolator, "linear-blend": LinearBlend}[name]()
+
+
+def dense_observations(views: Sequence[PseudoView]) -> list[PointObservations]:
+    """The scene points of all pixels with a depth."""
+    observations = []
+    for view in views:
+        if view.depth is None or view.image is None:
+            continue
+        camera = camera_of(view)
+        row, column = np.nonzero(view.depth)
+        depth = view.depth[row, column].astype(np.float64)
+        centres = pixel_centres(view.height, view.width)[row, column]
+        observations.append(
+            PointObservations(
+                xyz=unproject(centres, depth, camera),
+                rgb=view.image[row, column],
+                weight=view.confidence[row, column].astype(np.float64) / 255.0,
+                pixel_size=depth / view.fx,
+            )
+        )
+    return observations
+
+
+def _sparse_points(
+    views: SourceViews, sparse: PointCloud | None, config: AugmentationConfig, cache: Path
+) -> tuple[PointCloud, bool]:
+    """Points of the capture, else triangulated ones, and whether they are random."""
+    if sparse is not None and len(sparse) >= config.seed_points.min_points:
+        return sparse, False
+    made = seed_points(
+        views.images,
+        views.valid or [None] * len(views.images),
+        views.camera_to_worlds,
+        views.intrinsics,
+        views.names,
+        config=config.seed_points,
+        cache_folder=cache / "seed_points",
+    )
+    return PointCloud(made.xyz, made.rgb), made.method == "random"
+
+
+def _pseudo_views(
+    views: SourceViews, config: AugmentationConfig, device: torch.device | str, cache: Path
+) -> PseudoViewSet:
+    pseudo = config.pseudo_views
+    if pseudo.control == "repeat-real":
+        return PseudoViewSet(repeat_photographs(views), [])
+    source = {
+        "none": pseudo.source,
+        "linear-blend": replace(pseudo.source, weighed=False),
+        "unweighted": replace(pseudo.source, weighed=False),
+        "naive": replace(pseudo.source, weighed=False, aligned=False),
+    }[pseudo.control]
+    name = "linear-blend" if pseudo.control == "linear-blend" else pseudo.interpolator
+    with Progress(transient=True, console=CONSOLE) as progress:
+        task = progress.add_task("Making pseudo views", total=None)
+        return load_or_make(
+            cache / "pseudo_views",
+            views,
+            make_interpolator(name),
+            source,
+            pseudo.store,
+            device=device,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+def _with_dense_points(
+    made: PseudoViewSet, sparse: PointCloud, are_random: bool, config: AugmentationConfig
+) -> PointCloud:
+    observations = dense_observations(made.views)
+    count = sum(len(part.xyz) for part in observations)
+    if count < config.seed_points.min_points:
+        return sparse
+    if are_random:
+        sparse = PointCloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))
+    points = fuse(observations, sparse, config.dense_points)
+    say(
+        f"starting from {len(points):,} points: {len(sparse):,} sparse ones and "
+        f"{len(points) - len(sparse):,} from dense correspondences"
+    )
+    return points
+
+
+def _cache(config: AugmentationConfig, data: Path | None) -> Path:
+    """Where pseudo views and points are kept; says in one line when the capture refuses them."""
+    if config.cache_dir is not None:
+        return config.cache_dir
+    elsewhere = cache_folder()
+    beside = elsewhere if data is None else capture_cache(data)
+    if beside == elsewhere or can_write(beside):
+        return beside
+    say(f"{beside} cannot be written; pseudo views and points are kept in {elsewhere}")
+    return elsewhere
+
+
+def sparse_points(metadata: Mapping[str, Any]) -> PointCloud | None:
+    """The points that a dataparser found in the capture, if it brings any."""
+    xyz = metadata.get("points3D_xyz")
+    if xyz is None:
+        return None
+    rgb = metadata.get("points3D_rgb")
+    if rgb is None or len(rgb) != len(xyz):
+        rgb = torch.full((len(xyz), 3), 128)
+    return PointCloud(xyz.numpy().astype(np.float32), rgb.numpy().astype(np.uint8))
+
+
+def to_uint8_photo(image: NDArray) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """RGB [H, W, 3] of a photo [H, W, 3 or 4], uint8 or float, and where it is opaque.
+
+    The second is None for photos without transparency.
+    """
+    if image.dtype != np.uint8:
+        image = np.rint(image * 255).astype(np.uint8)
+    opaque = image[..., 3] == 255 if image.shape[2] == 4 else None
+    return np.ascontiguousarray(image[..., :3]), opaque

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense coloured points from depth maps, thinned and joined with the sparse points of a capture.
+
+The same surface is seen by many pixels of several frames. Points that share a cell of space become
+one, their weighted mean. Cells grow with the distance from the cameras, by powers of two, so that
+one point stands for about `spacing_px` x `spacing_px` pixels near and far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps4pro_nerfstudio.geometry.cameras import Float64
+
+
+@dataclass
+class DensePointsConfig:
+    """Initial points from the correspondences of neighbouring photographs."""
+
+    enabled: bool = True
+    """Add points where the photographs show the same surface; False keeps sparse points only."""
+    spacing_px: float = 4.0
+    """Distance between neighbouring points, in pixels of the frames that they come from."""
+    max_points: int = 60_000
+    """Most points, sparse ones included; of more, a random draw stays."""
+    seed: int = 0
+    """Seed of the draw and of the order of the points."""
+
+    def __post_init__(self) -> None:
+        if not self.spacing_px > 0.0:
+            raise ValueError(f"spacing_px must be positive, got {self.spacing_px}")
+        if self.max_points < 1:
+            raise ValueError(f"max_points must be at least 1, got {self.max_points}")
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    """Coloured points in the world of the poses."""
+
+    xyz: NDArray[np.float32]
+    """[P, 3]."""
+    rgb: NDArray[np.uint8]
+    """[P, 3]."""
+
+    def __len__(self) -> int:
+        return len(self.xyz)
+
+
+@dataclass(frozen=True)
+class PointObservations:
+    """Points that one frame sees, one for each of its pixels with a depth."""
+
+    xyz: Float64
+    """[P, 3] in the world."""
+    rgb: NDArray[np.uint8]
+    """[P, 3]."""
+    weight: NDArray
+    """[P], how far each is trusted, above 0."""
+    pixel_size: NDArray
+    """[P], what a pixel measures at the point, in units of the poses."""
+
+
+def fuse(
+    observations: Sequence[PointObservations], sparse: PointCloud, config: DensePointsConfig
+) -> PointCloud:
+    """Join what all frames see with the sparse points, shuffled.
+
+    A cell that holds a sparse point takes no dense one: features are found more precisely. The
+    order is random, because a prefix of ordered points is no fair sample of the scene.
+    """
+    generator = np.random.default_rng(config.seed)
+    filled = [part for part in observations if len(part.xyz)]
+    if filled:
+        dense = _thin(filled, sparse, config.spacing_px)
+        room = max(config.max_points - len(sparse), 0)
+        chosen = generator.permutation(len(dense))[:room]
+        xyz = np.concatenate([sparse.xyz, dense.xyz[chosen]])
+        rgb = np.concatenate([sparse.rgb, dense.rgb[chosen]])
+    else:
+        xyz, rgb = sparse.xyz, sparse.rgb
+    order = generator.permutation(len(xyz))
+    return PointCloud(xyz[order].astype(np.float32), rgb[order].astype(np.uint8))
+
+
+def _thin(
+    observations: Sequence[PointObservations], sparse: PointCloud, spacing_px: float
+) -> PointCloud:
+    """One point for each cell, at the weighted mean of what falls into it."""
+    xyz = np.concatenate([part.xyz for part in observations])
+    rgb = np.concatenate([part.rgb for part in observations]).astype(np.float64)
+    weight = np.concatenate([part.weight for part in observations]).astype(np.float64)
+    cell = spacing_px * np.concatenate([part.pixel_size for part in observations])
+    level = np.rint(np.log2(cell)).astype(np.int64)
+    keys = _cells(xyz, level)
+    taken = [_cells(sparse.xyz, np.full(len(sparse), one)) for one in np.unique(level)]
+    _, group = np.unique(np.concatenate([keys, *taken]), axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    of_sparse = np.zeros(group.max() + 1, bool)
+    of_sparse[group[len(keys) :]] = True
+    free = ~of_sparse[group[: len(keys)]]
+    _, group = np.unique(group[: len(keys)][free], return_inverse=True)
+    total = np.bincount(group, weight[free])
+    mean = [np.bincount(group, weight[free] * values[free]) / total for values in (*xyz.T, *rgb.T)]
+    return PointCloud(
+        np.stack(mean[:3], axis=1).astype(np.float32),
+        np.rint(np.stack(mean[3:], axis=1)).astype(np.uint8),
+    )
+
+
+def _cells(xyz: NDArray, level: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Cell of each point [P, 3] in the grid of its level: [P, 4], edge length 2^level."""
+    edge = np.exp2(level.astype(np.float64))[:, None]
+    return np.concatenate([level[:, None], np.floor(xyz / edge).astype(np.int64)], axis=1)

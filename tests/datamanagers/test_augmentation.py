@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is added to photographs: which parts are made when, and what they start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ps4pro_nerfstudio.datamanagers.augmentation import (
+    Augmentation,
+    AugmentationConfig,
+    Control,
+    augment,
+    dense_observations,
+    sparse_points,
+    to_uint8_photo,
+)
+from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes, project
+from ps4pro_nerfstudio.initialization.dense_points import PointCloud
+from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
+from tests.pseudo_views.conftest import arc, capture, wall_points
+
+SPARSE = PointCloud(wall_points(150).astype(np.float32), np.full((150, 3), 9, np.uint8))
+
+
+@pytest.fixture(scope="module")
+def views() -> SourceViews:
+    return capture(arc(3, 20.0), wall_points())
+
+
+def added(
+    views: SourceViews,
+    folder: Path,
+    control: Control = "none",
+    pseudo: bool = True,
+    dense: bool = True,
+    share: float | None = None,
+) -> Augmentation:
+    config = AugmentationConfig(cache_dir=folder)
+    config.pseudo_views.interpolator = "optical-flow"
+    config.pseudo_views.enabled = pseudo
+    config.pseudo_views.control = control
+    config.pseudo_views.schedule.share = share
+    config.dense_points.enabled = dense
+    return augment(views, SPARSE, config)
+
+
+def test_pseudo_views_and_points_come_together(views: SourceViews, tmp_path: Path) -> None:
+    result = added(views, tmp_path)
+    assert len(result.pseudo_views) == 2
+    assert len(result.points) > 10 * len(SPARSE)
+    kept = {tuple(point) for point in result.points.xyz}
+    assert all(tuple(point) in kept for point in SPARSE.xyz)
+
+
+def test_each_can_be_had_without_the_other(views: SourceViews, tmp_path: Path) -> None:
+    only_points = added(views, tmp_path, pseudo=False)
+    assert only_points.pseudo_views == []
+    assert len(only_points.points) > 10 * len(SPARSE)
+    only_views = added(views, tmp_path, dense=False)
+    assert len(only_views.pseudo_views) == 2
+    assert only_views.points is SPARSE
+    neither = added(views, tmp_path, pseudo=False, dense=False)
+    assert neither.pseudo_views == []
+    assert neither.points is SPARSE
+
+
+def test_a_dense_capture_keeps_its_points_only(views: SourceViews, tmp_path: Path) -> None:
+    assert added(views, tmp_path, share=0.0).pseudo_views == []
+
+
+def test_dense_points_lie_on_the_scene(views: SourceViews, tmp_path: Path) -> None:
+    """The wall at 4, the board at 3; between them are the pixels of the board's edge."""
+    result = added(views, tmp_path)
+    depth = result.points.xyz[:, 2]
+    near = np.minimum(np.abs(depth - 4.0), np.abs(depth - 3.0))
+    assert np.quantile(near, 0.8) < 0.1
+    assert (depth < 3.5).any()
+
+
+def test_observations_project_to_their_pixels(views: SourceViews, tmp_path: Path) -> None:
+    frame = added(views, tmp_path).pseudo_views[0]
+    (seen,) = dense_observations([frame])
+    intrinsics = np.array([[frame.fx, 0, frame.cx], [0, frame.fy, frame.cy], [0, 0, 1]])
+    pixels, depth = project(seen.xyz, flip_camera_axes(frame.camera_to_world), intrinsics)
+    assert frame.depth is not None
+    row, column = np.nonzero(frame.depth)
+    np.testing.assert_allclose(pixels, np.stack([column, row], 1) + 0.5, atol=1e-3)
+    np.testing.assert_allclose(seen.pixel_size, depth / 120.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("control", ["linear-blend", "naive", "unweighted"])
+def test_controls_trust_every_pixel_and_bring_no_points(
+    views: SourceViews, tmp_path: Path, control: Control
+) -> None:
+    result = added(views, tmp_path, control)
+    assert result.points is SPARSE
+    for view in result.pseudo_views:
+        assert view.depth is None
+        assert set(np.unique(view.confidence)) <= {0, 255}
+    whole = [bool((view.confidence == 255).all()) for view in result.pseudo_views]
+    assert all(whole) == (control == "naive")
+
+
+def test_the_naive_control_shows_ghosts_where_ours_does_not(
+    views: SourceViews, tmp_path: Path
+) -> None:
+    ours, blend = added(views, tmp_path), added(views, tmp_path, "linear-blend")
+    assert ours.pseudo_views[0].image is not None
+    assert blend.pseudo_views[0].image is not None
+    sharp, soft = (
+        np.abs(np.diff(result.pseudo_views[0].image.astype(float), axis=1)).mean()  # type: ignore
+        for result in (ours, blend)
+    )
+    assert sharp > 1.05 * soft
+
+
+def test_repeated_photographs_are_the_photographs(views: SourceViews, tmp_path: Path) -> None:
+    result = added(views, tmp_path, "repeat-real")
+    assert len(result.pseudo_views) == 3
+    for index, view in enumerate(result.pseudo_views):
+        assert view.image is not None
+        np.testing.assert_array_equal(view.image, views.images[index])
+        np.testing.assert_allclose(view.camera_to_world, views.camera_to_worlds[index], atol=1e-6)
+        assert view.confidence.min() == 255
+
+
+def test_points_of_a_capture_without_colors_are_grey() -> None:
+    assert sparse_points({}) is None
+    cloud = sparse_points({"points3D_xyz": torch.zeros(4, 3)})
+    assert cloud is not None
+    assert set(np.unique(cloud.rgb)) == {128}
+
+
+def test_photos_of_any_kind_become_eight_bit() -> None:
+    pixels = np.array([[[0.0, 0.5, 1.0, 1.0], [1.0, 1.0, 1.0, 0.5]]], np.float32)
+    rgb, opaque = to_uint8_photo(pixels)
+    np.testing.assert_array_equal(rgb, [[[0, 128, 255], [255, 255, 255]]])
+    assert opaque is not None
+    np.testing.assert_array_equal(opaque, [[True, False]])
+    assert to_uint8_photo(pixels[..., :3])[1] is None

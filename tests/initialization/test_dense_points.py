@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense points: one for each cell, at the weighted mean, beside the sparse ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ps4pro_nerfstudio.initialization.dense_points import (
+    DensePointsConfig,
+    PointCloud,
+    PointObservations,
+    fuse,
+)
+
+NO_POINTS = PointCloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))
+
+
+def observed(xyz: np.ndarray, pixel_size: float = 0.25, weight: float = 1.0) -> PointObservations:
+    count = len(xyz)
+    return PointObservations(
+        xyz=np.asarray(xyz, np.float64),
+        rgb=np.full((count, 3), 100, np.uint8),
+        weight=np.full(count, weight),
+        pixel_size=np.full(count, pixel_size),
+    )
+
+
+def plane(spacing: float, depth: float = 0.5) -> np.ndarray:
+    """Points of a square of edge 8."""
+    x, y = np.meshgrid(np.arange(0.0, 8.0, spacing) + 0.01, np.arange(0.0, 8.0, spacing) + 0.01)
+    return np.stack([x.ravel(), y.ravel(), np.full(x.size, depth)], axis=1)
+
+
+def test_one_point_for_each_cell_whoever_saw_it() -> None:
+    """Cells of 4 px x .25 = 1 on a square of edge 8: 64 points, from one frame or from three."""
+    config = DensePointsConfig(spacing_px=4.0)
+    assert len(fuse([observed(plane(0.1))], NO_POINTS, config)) == 64
+    assert len(fuse([observed(plane(0.1))] * 3, NO_POINTS, config)) == 64
+
+
+def test_cells_grow_with_the_size_of_a_pixel() -> None:
+    far = fuse([observed(plane(0.1), pixel_size=0.5)], NO_POINTS, DensePointsConfig(spacing_px=4.0))
+    assert len(far) == 16
+
+
+def test_a_point_is_the_weighted_mean_of_its_cell() -> None:
+    """Weights 1 and 3 at .2 and .6: (.2 + 3 x .6) / 4 = .5."""
+    first = observed(np.array([[0.2, 0.2, 0.2]]))
+    second = observed(np.array([[0.6, 0.6, 0.6]]), weight=3.0)
+    fused = fuse([first, second], NO_POINTS, DensePointsConfig(spacing_px=4.0))
+    np.testing.assert_allclose(fused.xyz, [[0.5, 0.5, 0.5]], rtol=1e-6)
+    np.testing.assert_array_equal(fused.rgb, [[100, 100, 100]])
+
+
+def test_sparse_points_stay_and_keep_their_cells() -> None:
+    sparse = PointCloud(
+        np.array([[0.5, 0.5, 0.5], [20.0, 0.0, 0.0]], np.float32),
+        np.array([[1, 2, 3], [4, 5, 6]], np.uint8),
+    )
+    fused = fuse([observed(plane(0.1))], sparse, DensePointsConfig(spacing_px=4.0))
+    assert len(fused) == 63 + 2
+    for point, color in zip(sparse.xyz, sparse.rgb, strict=True):
+        (place,) = np.flatnonzero((fused.xyz == point).all(axis=1))
+        np.testing.assert_array_equal(fused.rgb[place], color)
+
+
+def test_the_number_is_bounded_and_a_prefix_is_a_fair_sample() -> None:
+    config = DensePointsConfig(spacing_px=0.4, max_points=1000)
+    fused = fuse([observed(plane(0.05))], NO_POINTS, config)
+    assert len(fused) == 1000
+    np.testing.assert_allclose(fused.xyz[:250, :2].mean(axis=0), [4.0, 4.0], atol=0.5)
+
+
+def test_the_draw_is_repeatable() -> None:
+    config = DensePointsConfig(spacing_px=0.4, max_points=500)
+    first, second = (fuse([observed(plane(0.1))], NO_POINTS, config) for _ in range(2))
+    np.testing.assert_array_equal(first.xyz, second.xyz)
+
+
+def test_without_observations_the_sparse_points_remain() -> None:
+    sparse = PointCloud(plane(1.0).astype(np.float32), np.zeros((64, 3), np.uint8))
+    fused = fuse([], sparse, DensePointsConfig())
+    assert sorted(map(tuple, fused.xyz)) == sorted(map(tuple, sparse.xyz))
+
+
+@pytest.mark.parametrize(("field", "value"), [("spacing_px", 0.0), ("max_points", 0)])
+def test_impossible_settings_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        DensePointsConfig(**{field: value})  # pyright: ignore
