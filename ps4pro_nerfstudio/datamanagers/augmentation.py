@@ -118,6 +118,7 @@ def augment(
     num_real = len(views.images)
     use_views = pseudo.enabled and plan(config, num_real, num_real, num_steps=1).share > 0.0
     use_points = config.dense_points.enabled and pseudo.control == "none"
+    use_points &= num_real <= config.dense_points.max_views
     if pseudo.enabled and not use_views:
         say(f"no pseudo views: {num_real} training views are dense enough")
     if not (use_views or use_points):

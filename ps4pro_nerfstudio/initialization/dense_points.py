@@ -27,6 +27,8 @@ class DensePointsConfig:
     """Distance between neighbouring points, in pixels of the frames that they come from."""
     max_points: int = 60_000
     """Most points, sparse ones included; of more, a random draw stays."""
+    max_views: int = 100
+    """Captures with more photographs than this are dense: their sparse points will do."""
     seed: int = 0
     """Seed of the draw and of the order of the points."""
 

@@ -73,6 +73,9 @@ class PairConfig:
     """Smallest one, over the depth of the scene: from one place nothing can be triangulated."""
     min_overlap: float = 0.15
     """Smallest share of the scene points in one view that the other shows as well."""
+    min_leave_one_out_psnr: float = 18.0
+    """A photograph whose frames do not match is predicted from its two partners; if it differs more
+    than this, in dB over what they agree on, its pose or content is taken to be at fault."""
     max_exposure_ratio: float = 1.6
     """Largest ratio of the mean brightness of two views where they overlap; smaller differences are
     evened out."""

@@ -34,6 +34,7 @@ from ps4pro_nerfstudio.geometry.cameras import (
 from ps4pro_nerfstudio.geometry.planes import SHARP_REACH, erode
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator, Interpolation
 from ps4pro_nerfstudio.pseudo_views.alignment import (
+    Aligned,
     FeatureCache,
     Photograph,
     TargetCamera,
@@ -67,6 +68,11 @@ from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 
 _AGREEMENT = 0.5
 """A pixel's sources agree when photometric times position factor exceeds this."""
+
+_ENOUGH_TO_JUDGE = 0.1
+"""Smallest share of a photograph that its partners must agree on to be judged by them."""
+
+_NO_MATCH = "sources do not match"
 
 _INVALID_MARGIN = 2 * SHARP_REACH
 """Pixels kept away from invalid ones: alignment and interpolation each resample once."""
@@ -183,6 +189,19 @@ class PseudoViewSet:
         return line
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What two photographs show at a camera."""
+
+    image: NDArray  # [H, W, 3] in [0, 1]
+    confidence: Float64  # [H, W]
+    agreeing: NDArray[np.bool_]  # [H, W]
+    depth: NDArray[np.float32] | None  # [H, W], 0 where unknown
+    moved_px: float  # median over agreeing pixels
+    plane_depth: float
+    depth_source: str
+
+
 class InterpolatedSource:
     """Makes the frames between the photographs of one capture."""
 
@@ -228,71 +247,28 @@ class InterpolatedSource:
                     skipped.append(Skipped(pair.a, pair.b, result))
             if progress is not None:
                 progress(done, len(pairs))
+        odd = self._odd_ones_out(skipped)
+        skipped += odd
+        names = {self.views.names[skip.a] for skip in odd}
+        made = [view for view in made if names.isdisjoint(view.provenance.source_names)]
         checked = drop_contradicted(made, self.photographs, self.views.names)
         return PseudoViewSet(checked, skipped)
 
     def make(self, pair: Pair, t: float) -> PseudoView | Objection:
         """The frame at t in (0, 1) between two views, or why there is none."""
-        photographs = (self.photographs[pair.a], self.photographs[pair.b])
-        a, b = photographs
+        a, b = self.photographs[pair.a], self.photographs[pair.b]
         target = TargetCamera(
             interpolate_pose(a.camera_to_world, b.camera_to_world, t),
             interpolate_intrinsics(a.intrinsics, _at_size(b, a.size), t),
             a.size,
         )
-        objection = overlap_objection(
-            self._shown_points(pair.a), self._shown_points(pair.b), self.config.pairs
-        )
-        if objection is not None:
-            return objection
-        plane = self._plane_depth(pair, target)
-        if plane is None:
-            return Objection("depth unknown")
-        depth, depth_source = plane
-        objection = baseline_objection(
-            a.camera_to_world, b.camera_to_world, depth, self.config.pairs
-        )
-        if objection is not None:
-            return objection
-        if self.config.aligned:
-            aligned = (align(a, target, depth), align(b, target, depth))
-        else:
-            aligned = (unaligned(a), unaligned(b))
-        images = (aligned[0].image, aligned[1].image)
-        overlap = aligned[0].valid & aligned[1].valid
-        objection = exposure_objection(*images, overlap, self.config.pairs)
-        if objection is not None:
-            return objection
-
-        coarse = coarse_ratio(*images, overlap)
-        interpolation = self._interpolate(equalise(*images, coarse, t), t)
-        scene_depth: NDArray[np.float32] | None = None
-        if self.config.weighed:
-            found = correspond(photographs, aligned, target, interpolation)
-            image, confidence, agreeing = self._judged(found, interpolation, coarse, t)
-            for _ in range(1, self.config.passes):
-                depth_map = surface(found, confidence)
-                if depth_map is None:
-                    break
-                closer = (
-                    align_to_surface(a, target, depth_map),
-                    align_to_surface(b, target, depth_map),
-                )
-                images = (closer[0].image, closer[1].image)
-                interpolation = self._interpolate(equalise(*images, coarse, t), t)
-                found = correspond(photographs, closer, target, interpolation)
-                image, confidence, agreeing = self._judged(found, interpolation, coarse, t)
-            known = confidence >= self.config.min_point_confidence
-            known &= np.degrees(found.angle) >= self.config.min_angle_degrees
-            scene_depth = np.where(known, found.depth, 0.0).astype(np.float32)
-            moved_px = float(np.median(found.moved_px[agreeing])) if agreeing.any() else np.nan
-        else:
-            image = interpolation.image[0].permute(1, 2, 0).numpy()
-            confidence, agreeing, moved_px = overlap.astype(np.float64), overlap, np.nan
-        mean_confidence = float(confidence.mean())
+        frame = self._frame(pair, target, t)
+        if isinstance(frame, Objection):
+            return frame
+        mean_confidence = float(frame.confidence.mean())
         if mean_confidence < self.config.min_mean_confidence:
             return Objection(
-                "sources do not match",
+                _NO_MATCH,
                 f"mean confidence {mean_confidence:.2f} < {self.config.min_mean_confidence:g}",
             )
         intrinsics = target.intrinsics
@@ -305,21 +281,117 @@ class InterpolatedSource:
             width=target.size[0],
             height=target.size[1],
             time=self._time(pair, t),
-            image=np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8),
-            confidence=to_uint8(confidence),
+            image=np.rint(np.clip(frame.image, 0.0, 1.0) * 255.0).astype(np.uint8),
+            confidence=to_uint8(frame.confidence),
             provenance=Provenance(
                 source_names=(self.views.names[pair.a], self.views.names[pair.b]),
                 t=t,
                 pose_source="slerp+lerp",
-                depth_source=depth_source,
-                plane_depth=depth,
+                depth_source=frame.depth_source,
+                plane_depth=frame.plane_depth,
                 interpolator=self.interpolator.name,
                 mean_confidence=mean_confidence,
-                agreeing_share=float(agreeing.mean()),
-                moved_px=moved_px,
+                agreeing_share=float(frame.agreeing.mean()),
+                moved_px=frame.moved_px,
             ),
-            depth=scene_depth,
+            depth=frame.depth,
         )
+
+    def leave_one_out(self, index: int, pair: Pair) -> float | None:
+        """PSNR of a photograph predicted from two others, over the pixels that those agree on.
+
+        None where they agree on less than a tenth: nothing is known then. The gap is about twice as
+        wide as that of a frame, so this is a pessimistic bound for the frames.
+        """
+        view = self.photographs[index]
+        target = TargetCamera(view.camera_to_world, view.intrinsics, view.size)
+        frame = self._frame(pair, target, 0.5)
+        if isinstance(frame, Objection):
+            return None
+        trusted = (frame.confidence > _AGREEMENT) & view.valid
+        if trusted.mean() < _ENOUGH_TO_JUDGE:
+            return None
+        difference = frame.image[trusted] - view.image[trusted] / 255.0
+        return float(-10.0 * np.log10(max(float(np.mean(np.square(difference))), 1e-10)))
+
+    def _odd_ones_out(self, skipped: Sequence[Skipped]) -> list[Skipped]:
+        """Photographs of frames that did not match, which their partners predict otherwise."""
+        partners: dict[int, list[int]] = {}
+        for pair in self.selection.pairs:
+            partners.setdefault(pair.a, []).append(pair.b)
+            partners.setdefault(pair.b, []).append(pair.a)
+        doubtful = {i for s in skipped if s.objection.reason == _NO_MATCH for i in (s.a, s.b)}
+        limit = self.config.pairs.min_leave_one_out_psnr
+        odd = []
+        for index in sorted(doubtful):
+            if len(partners[index]) < 2:
+                continue
+            psnr = self.leave_one_out(index, Pair(*partners[index][:2]))
+            if psnr is not None and psnr < limit:
+                name = self.views.names[index]
+                odd.append(
+                    Skipped(
+                        index,
+                        index,
+                        Objection(
+                            f"{name} differs from what its neighbours show", f"{psnr:.1f} dB"
+                        ),
+                    )
+                )
+        return odd
+
+    def _frame(self, pair: Pair, target: TargetCamera, t: float) -> _Frame | Objection:
+        """What two photographs show at a target camera, or why that is not known."""
+        a, b = self.photographs[pair.a], self.photographs[pair.b]
+        config = self.config
+        objection = overlap_objection(
+            self._shown_points(pair.a), self._shown_points(pair.b), config.pairs
+        )
+        if objection is not None:
+            return objection
+        plane = self._plane_depth(pair, target)
+        if plane is None:
+            return Objection("depth unknown")
+        depth, depth_source = plane
+        objection = baseline_objection(a.camera_to_world, b.camera_to_world, depth, config.pairs)
+        if objection is not None:
+            return objection
+        aligned: tuple[Aligned, Aligned] = (
+            (align(a, target, depth), align(b, target, depth))
+            if config.aligned
+            else (unaligned(a), unaligned(b))
+        )
+        images = (aligned[0].image, aligned[1].image)
+        overlap = aligned[0].valid & aligned[1].valid
+        objection = exposure_objection(*images, overlap, config.pairs)
+        if objection is not None:
+            return objection
+
+        coarse = coarse_ratio(*images, overlap)
+        interpolation = self._interpolate(equalise(*images, coarse, t), t)
+        if not config.weighed:
+            image = interpolation.image[0].permute(1, 2, 0).numpy()
+            trusted = overlap.astype(np.float64)
+            return _Frame(image, trusted, overlap, None, np.nan, depth, depth_source)
+        found = correspond((a, b), aligned, target, interpolation)
+        image, confidence, agreeing = self._judged(found, interpolation, coarse, t)
+        for _ in range(1, config.passes):
+            depth_map = surface(found, confidence)
+            if depth_map is None:
+                break
+            aligned = (
+                align_to_surface(a, target, depth_map),
+                align_to_surface(b, target, depth_map),
+            )
+            images = (aligned[0].image, aligned[1].image)
+            interpolation = self._interpolate(equalise(*images, coarse, t), t)
+            found = correspond((a, b), aligned, target, interpolation)
+            image, confidence, agreeing = self._judged(found, interpolation, coarse, t)
+        known = confidence >= config.min_point_confidence
+        known &= np.degrees(found.angle) >= config.min_angle_degrees
+        scene_depth = np.where(known, found.depth, 0.0).astype(np.float32)
+        moved_px = float(np.median(found.moved_px[agreeing])) if agreeing.any() else np.nan
+        return _Frame(image, confidence, agreeing, scene_depth, moved_px, depth, depth_source)
 
     def _judged(
         self, found: Correspondence, interpolation: Interpolation, coarse: Float64, t: float

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import Interpolation
-from ps4pro_nerfstudio.pseudo_views.pairs import PairConfig
+from ps4pro_nerfstudio.pseudo_views.pairs import Pair, PairConfig
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.sources import (
+    InterpolatedSource,
     InterpolatedSourceConfig,
     PseudoViewSet,
     SourceViews,
     make_pseudo_views,
 )
+from tests.pseudo_views.conftest import arc, capture, wall_points
 
 Render = Callable[[NDArray], NDArray[np.uint8]]
 
@@ -301,3 +303,27 @@ def test_an_exposure_jump_is_evened_out(three_views: SourceViews, render: Render
     assert jump.image is not None
     ratio = jump.image[both].astype(float).mean() / plain.image[both].mean()
     assert ratio == pytest.approx(np.sqrt(0.75), abs=0.01)
+
+
+def test_a_photograph_predicted_from_its_neighbours_is_itself(three_views: SourceViews) -> None:
+    source = InterpolatedSource(three_views, OpticalFlowInterpolator(), InterpolatedSourceConfig())
+    psnr = source.leave_one_out(1, Pair(0, 2))
+    assert psnr is not None
+    assert psnr > 28
+
+
+def test_a_wrong_pose_among_good_ones_is_named(render: Render) -> None:
+    """The third of five cameras is said to stand a third of the way to its neighbour: its frames
+    match nobody, and its neighbours predict another picture there."""
+    poses = arc(5, 20.0)
+    views = capture(poses, wall_points())
+    wrong = poses.copy()
+    wrong[2, :3, 3] += 0.25 * np.array([0.0, 1.0, 0.0])
+    views = replace(views, camera_to_worlds=flip_camera_axes(wrong)[:, :3])
+    result = made(views)
+    sources = {name for view in result.views for name in view.provenance.source_names}
+    assert "frame_2.png" not in sources
+    assert {"frame_0.png", "frame_1.png", "frame_3.png", "frame_4.png"} == sources
+    reasons = [skip.objection.reason for skip in result.skipped]
+    assert "frame_2.png differs from what its neighbours show" in reasons
+    assert len([reason for reason in reasons if "differs" in reason]) == 1
