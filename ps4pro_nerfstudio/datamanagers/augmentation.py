@@ -29,7 +29,7 @@ from ps4pro_nerfstudio.initialization.dense_points import (
 from ps4pro_nerfstudio.initialization.seed_points import SeedPointsConfig, seed_points
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
-from ps4pro_nerfstudio.messages import say
+from ps4pro_nerfstudio.messages import InputError, say
 from ps4pro_nerfstudio.pseudo_views.alignment import unproject
 from ps4pro_nerfstudio.pseudo_views.consistency import camera_of
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
@@ -42,7 +42,7 @@ from ps4pro_nerfstudio.pseudo_views.sources import (
 )
 from ps4pro_nerfstudio.pseudo_views.store import StoreConfig, load_or_make
 
-Control = Literal["none", "linear-blend", "naive", "unweighted", "repeat-real"]
+Control = Literal["none", "linear-blend", "naive", "unweighted", "repeat-real", "oracle"]
 
 
 @dataclass
@@ -56,8 +56,9 @@ class PseudoViewsConfig:
     control: Control = "none"
     """Baselines to compare with. linear-blend: aligned photographs, blended, every pixel trusted;
     naive: frames of the photographs as they are, every pixel trusted; unweighted: aligned frames,
-    every pixel trusted; repeat-real: photographs once more in the place of pseudo views. A control
-    brings no dense points."""
+    every pixel trusted; repeat-real: photographs once more in the place of pseudo views; oracle:
+    photographs that were really taken between the training views and are not test views (parser
+    sparse-views). A control brings no dense points."""
     source: InterpolatedSourceConfig = field(default_factory=InterpolatedSourceConfig)
     """How pseudo views are made."""
     schedule: PseudoViewScheduleConfig = field(default_factory=PseudoViewScheduleConfig)
@@ -88,8 +89,10 @@ class Augmentation:
     pseudo_views: list[PseudoView]
     points: PointCloud
     """Initial points, in random order."""
-    num_sparse: int
-    """How many of the points are sparse ones; random ones count as none."""
+    num_sparse: int = 0
+    """How many of the points are sparse ones of the capture."""
+    num_dense: int = 0
+    """How many come from dense correspondences; what is neither sparse nor dense is random."""
 
 
 def augment(
@@ -98,6 +101,7 @@ def augment(
     config: AugmentationConfig,
     device: torch.device | str = "cpu",
     data: Path | None = None,
+    between: SourceViews | None = None,
 ) -> Augmentation:
     """Make, or load, pseudo views and initial points of a capture; says in one line each what.
 
@@ -107,9 +111,11 @@ def augment(
         config: what is wanted.
         device: where the interpolator works.
         data: the capture, a folder or its json file, which also keeps what was made.
+        between: photographs taken between the training views, for the control "oracle" alone.
 
     Raises:
-        InputError: a capture that cannot be used; see `initialization.seed_points`.
+        InputError: a capture that cannot be used, see `initialization.seed_points`; the control
+            "oracle" without photographs for it.
     """
     cache = _cache(config, data)
     points, are_random = _sparse_points(views, sparse, config, cache)
@@ -125,11 +131,16 @@ def augment(
         return Augmentation([], points, num_sparse)
     # The depth of random points says nothing about the scene.
     views = replace(views, points=None if are_random else points.xyz)
+    if pseudo.control == "oracle":
+        views = _oracle(between)
     made = _pseudo_views(views, config, device, cache)
     say(made.describe())
+    num_dense = 0
     if use_points:
-        points = _with_dense_points(made, points, are_random, config)
-    return Augmentation(made.views if use_views else [], points, num_sparse)
+        fused = _with_dense_points(made, points, are_random, config)
+        num_dense = 0 if fused is points else len(fused) - num_sparse
+        points = fused
+    return Augmentation(made.views if use_views else [], points, num_sparse, num_dense)
 
 
 def plan(
@@ -171,6 +182,16 @@ def dense_observations(views: Sequence[PseudoView]) -> list[PointObservations]:
     return observations
 
 
+def _oracle(between: SourceViews | None) -> SourceViews:
+    """The photographs that stand in for pseudo views, if there are any."""
+    if between is None or not between.images:
+        raise InputError(
+            "the control oracle wants photographs between the training views that neither train "
+            "nor test; use the parser sparse-views with --test-cap, so that some are left over"
+        )
+    return between
+
+
 def _sparse_points(
     views: SourceViews, sparse: PointCloud | None, config: AugmentationConfig, cache: Path
 ) -> tuple[PointCloud, bool]:
@@ -193,7 +214,7 @@ def _pseudo_views(
     views: SourceViews, config: AugmentationConfig, device: torch.device | str, cache: Path
 ) -> PseudoViewSet:
     pseudo = config.pseudo_views
-    if pseudo.control == "repeat-real":
+    if pseudo.control in ("repeat-real", "oracle"):
         return PseudoViewSet(repeat_photographs(views), [])
     source = {
         "none": pseudo.source,

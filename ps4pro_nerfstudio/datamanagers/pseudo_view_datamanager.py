@@ -39,11 +39,14 @@ from ps4pro_nerfstudio.datamanagers.captures import (
     mask_content,
     reading_capture,
     source_views,
+    undistorted_photographs,
 )
 from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
+from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViews
 from ps4pro_nerfstudio.messages import say
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule
+from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 
 
 @dataclass
@@ -122,10 +125,20 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
             self.config,
             self.device,
             self.config.data,
+            self._photographs_between() if self.config.pseudo_views.control == "oracle" else None,
         )
         self.pseudo_views = made.pseudo_views
         metadata["points3D_xyz"] = torch.from_numpy(made.points.xyz)
         metadata["points3D_rgb"] = torch.from_numpy(made.points.rgb)
+
+    def _photographs_between(self) -> SourceViews | None:
+        """Photographs between the training views that are not test views; None: not known."""
+        if not isinstance(self.dataparser, SparseViews):
+            return None
+        outputs = self.dataparser.get_dataparser_outputs(split="between")
+        dataset = PhotoDataset(outputs)
+        photographs, cameras = undistorted_photographs(dataset)
+        return source_views(photographs, cameras, dataset.image_filenames)
 
     # ------------------------------------------------------------------ pseudo views
 

@@ -109,6 +109,9 @@ class SparseViewsDataParserConfig(DataParserConfig):
 class SparseViews(DataParser):
     """See the module's docstring.
 
+    Beside train, val and test there is the split "between": for each two consecutive training views
+    the photo nearest to the middle of those between them that are not test views, if there is one.
+
     `metadata["split"]` of its outputs names all training and test views:
     `{"train": [names], "test": [names]}`, paths relative to the capture.
     """
@@ -122,12 +125,13 @@ class SparseViews(DataParser):
     def _generate_dataparser_outputs(
         self, split: str = "train", **kwargs: dict | None
     ) -> DataparserOutputs:
-        if split not in ("train", "val", "test"):
+        if split not in ("train", "val", "test", "between"):
             raise ValueError(f"unknown split {split}")
         if self._chosen is None:
             self._chosen = self._choose()
         capture, chosen, metadata = self._chosen
-        outputs = pick(capture.outputs, chosen.train if split == "train" else chosen.test)
+        views = {"train": chosen.train, "between": chosen.between()}.get(split, chosen.test)
+        outputs = pick(capture.outputs, views)
         return dataclasses.replace(outputs, metadata={**outputs.metadata, **metadata})
 
     def _choose(self) -> tuple[Capture, Split, dict[str, Any]]:

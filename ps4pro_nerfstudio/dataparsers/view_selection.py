@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -52,6 +53,16 @@ class Split:
     test: list[int]
     is_subset: bool
     """True when photographs that could train do not."""
+
+    def between(self) -> list[int]:
+        """For each gap between training views the view nearest to its middle that is unused."""
+        test = set(self.test)
+        found = []
+        for first, last in pairwise(self.train):
+            unused = [view for view in range(first + 1, last) if view not in test]
+            if unused:
+                found.append(min(unused, key=lambda view: abs(2 * view - first - last)))
+        return found
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -27,6 +27,8 @@ class DensePointsConfig:
     """Distance between neighbouring points, in pixels of the frames that they come from."""
     max_points: int = 60_000
     """Most points, sparse ones included; of more, a random draw stays."""
+    as_many_as_sparse: bool = False
+    """For comparisons: keep as many points as the sparse ones alone, drawn at random from all."""
     max_views: int = 100
     """Captures with more photographs than this are dense: their sparse points will do."""
     seed: int = 0
@@ -85,6 +87,8 @@ def fuse(
     else:
         xyz, rgb = sparse.xyz, sparse.rgb
     order = generator.permutation(len(xyz))
+    if config.as_many_as_sparse:
+        order = order[: len(sparse)]
     return PointCloud(xyz[order].astype(np.float32), rgb[order].astype(np.uint8))
 
 

@@ -30,8 +30,9 @@ class PseudoViewScheduleConfig:
     """Up to this number of photographs the share is `max_share`."""
     num_views_none: int = 40
     """From this number of photographs on there are no pseudo steps; linear in between."""
-    peak_weight: float = 0.3
-    """Largest loss weight lambda of a pseudo step."""
+    peak_weight: float = 1.0
+    """Largest loss weight lambda of a pseudo step. Each pixel is weighed by its confidence besides,
+    so that nothing is gained by trusting all of them less."""
     start: float = 0.1
     """Part of the training before the first pseudo step."""
     ramp: float = 0.05

@@ -20,6 +20,7 @@ from ps4pro_nerfstudio.datamanagers.augmentation import (
 )
 from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes, project
 from ps4pro_nerfstudio.initialization.dense_points import PointCloud
+from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 from tests.pseudo_views.conftest import arc, capture, wall_points
 
@@ -142,3 +143,16 @@ def test_photos_of_any_kind_become_eight_bit() -> None:
     assert opaque is not None
     np.testing.assert_array_equal(opaque, [[True, False]])
     assert to_uint8_photo(pixels[..., :3])[1] is None
+
+
+def test_the_oracle_uses_photographs_between_and_wants_some(
+    views: SourceViews, tmp_path: Path
+) -> None:
+    config = AugmentationConfig(cache_dir=tmp_path)
+    config.pseudo_views.control = "oracle"
+    between = capture(arc(2, 10.0), wall_points())
+    made = augment(views, SPARSE, config, between=between).pseudo_views
+    assert len(made) == 2
+    np.testing.assert_array_equal(made[0].image, between.images[0])  # type: ignore
+    with pytest.raises(InputError, match="test-cap"):
+        augment(views, SPARSE, config)

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from ps4pro_nerfstudio.dataparsers.view_selection import (
     OwnSplit,
+    Split,
     SplitOptions,
     choose_split,
     farthest_points,
@@ -197,3 +198,10 @@ def test_options_that_contradict_are_refused(options, message):
 def test_too_few_photos_are_refused():
     with pytest.raises(InputError, match="1 training view"):
         _split(NAMES[:2])
+
+
+def test_views_between_are_the_middle_ones_that_nobody_uses():
+    """Gaps 0-4 and 4-8; 2 is a test view, so 1 or 3 stands in, and 6 is the middle of the other."""
+    split = Split(train=[0, 4, 8, 9], test=[2, 7], is_subset=True)
+    assert split.between() == [1, 6]
+    assert Split(train=[0, 1, 2], test=[3], is_subset=False).between() == []

@@ -72,6 +72,15 @@ def test_the_number_is_bounded_and_a_prefix_is_a_fair_sample() -> None:
     np.testing.assert_allclose(fused.xyz[:250, :2].mean(axis=0), [4.0, 4.0], atol=0.5)
 
 
+def test_for_comparisons_there_are_as_many_points_as_without() -> None:
+    """Drawn from all: of 63 + 2 points on average one thirtieth are sparse."""
+    sparse = PointCloud(plane(1.0)[:20].astype(np.float32), np.full((20, 3), 7, np.uint8))
+    config = DensePointsConfig(spacing_px=0.4, as_many_as_sparse=True)
+    fused = fuse([observed(plane(0.05))], sparse, config)
+    assert len(fused) == 20
+    assert (fused.rgb == 100).all(axis=1).sum() > 15
+
+
 def test_the_draw_is_repeatable() -> None:
     config = DensePointsConfig(spacing_px=0.4, max_points=500)
     first, second = (fuse([observed(plane(0.1))], NO_POINTS, config) for _ in range(2))

@@ -21,19 +21,19 @@ def test_weight_is_zero_at_both_ends_and_never_above_its_peak() -> None:
     plan = schedule()
     weights = [plan.weight(step) for step in range(1000)]
     assert weights[0] == weights[999] == 0.0
-    assert max(weights) == pytest.approx(0.3)
+    assert max(weights) == pytest.approx(1.0)
     assert min(weights) >= 0.0
 
 
 def test_weight_ramps_stays_and_falls() -> None:
-    """1001 steps: progress is step / 1000. Half of the ramp: .15; half of the cosine: .15."""
+    """1001 steps: progress is step / 1000. Half of the ramp: .5; half of the cosine: .5."""
     plan = schedule(num_steps=1001)
     assert plan.weight(99) == 0.0
-    assert plan.weight(125) == pytest.approx(0.15)
-    assert plan.weight(150) == pytest.approx(0.3)
-    assert plan.weight(750) == pytest.approx(0.3)
-    assert plan.weight(875) == pytest.approx(0.15)
-    assert plan.weight(960) < 0.1 * 0.3
+    assert plan.weight(125) == pytest.approx(0.5)
+    assert plan.weight(150) == pytest.approx(1.0)
+    assert plan.weight(750) == pytest.approx(1.0)
+    assert plan.weight(875) == pytest.approx(0.5)
+    assert plan.weight(960) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_no_pseudo_views_no_pseudo_steps() -> None:
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
 def test_very_short_trainings_have_a_plan(num_steps: int) -> None:
     plan = schedule(num_steps=num_steps)
-    assert all(0.0 <= plan.weight(step) <= 0.3 for step in range(num_steps))
+    assert all(0.0 <= plan.weight(step) <= 1.0 for step in range(num_steps))
     assert not plan.is_pseudo(num_steps - 1)
 
 
 def test_description_names_every_decided_value() -> None:
     assert schedule().describe() == (
-        "9 pseudo views beside 10 photographs: 35% of the steps from 100 on, weight up to 0.3 from "
+        "9 pseudo views beside 10 photographs: 35% of the steps from 100 on, weight up to 1 from "
         "step 150, fading to 0 from step 749 to 999"
     )
     assert "dense enough" in schedule(num_real=50).describe()
@@ -102,7 +102,7 @@ def test_description_names_every_decided_value() -> None:
 def test_the_end_phase_uses_photographs_only() -> None:
     """1001 steps, the last fifth on photographs: the tail ends at .8, its middle is at .675."""
     plan = schedule(num_steps=1001, real_only=0.2)
-    assert plan.weight(675) == pytest.approx(0.15)
+    assert plan.weight(675) == pytest.approx(0.5)
     assert not any(plan.is_pseudo(step) for step in range(800, 1001))
     assert any(plan.is_pseudo(step) for step in range(760, 800))
     assert plan.describe().endswith("fading to 0 from step 550 to 800")

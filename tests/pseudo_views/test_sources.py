@@ -327,3 +327,31 @@ def test_a_wrong_pose_among_good_ones_is_named(render: Render) -> None:
     reasons = [skip.objection.reason for skip in result.skipped]
     assert "frame_2.png differs from what its neighbours show" in reasons
     assert len([reason for reason in reasons if "differs" in reason]) == 1
+
+
+def test_a_moving_object_is_not_trusted(three_views: SourceViews) -> None:
+    """A sticker that climbs by 8 px between two photographs, across the epipolar lines."""
+    import cv2
+
+    noise = np.random.default_rng(5).uniform(0, 255, (24, 24, 3)).astype(np.float32)
+    sticker = np.clip(cv2.GaussianBlur(noise, (0, 0), 1.5) * 3 - 255, 0, 255).astype(np.uint8)
+    images = [image.copy() for image in three_views.images]
+    for image, row in zip(images, (44, 36, 28), strict=True):
+        image[row : row + 24, 52:76] = sticker
+    still, moving = made(three_views), made(replace(three_views, images=images))
+    where = np.s_[44:60, 56:72]
+    for calm, view in zip(still.views, moving.views, strict=True):
+        assert (calm.confidence[where] > 128).mean() > 0.8
+        assert (view.confidence[where] > 128).mean() < 0.1
+
+
+def test_portrait_and_landscape_in_one_capture(three_views: SourceViews) -> None:
+    """The turned photograph gets no frame, the others theirs; the line says why."""
+    images, intrinsics = list(three_views.images), three_views.intrinsics.copy()
+    images[2] = np.ascontiguousarray(np.rot90(images[2]))
+    intrinsics[2, 0, 2], intrinsics[2, 1, 2] = intrinsics[2, 1, 2], intrinsics[2, 0, 2]
+    result = made(replace(three_views, images=images, intrinsics=intrinsics))
+    assert [view.provenance.source_names for view in result.views] == [
+        ("frame_0.png", "frame_1.png")
+    ]
+    assert "different image shapes (1x)" in result.describe()

@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +19,10 @@ import pytest
 
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend
 from ps4pro_nerfstudio.pseudo_views import store as store_module
-from ps4pro_nerfstudio.pseudo_views.pairs import Objection, PairConfig, Skipped
+from ps4pro_nerfstudio.pseudo_views.pairs import Objection, Pair, PairConfig, Skipped
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.sources import (
+    InterpolatedSource,
     InterpolatedSourceConfig,
     PseudoViewSet,
     SourceViews,
@@ -87,7 +90,7 @@ def test_second_run_loads_instead_of_making(
     tmp_path: Path, three_views: SourceViews, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_or_make(tmp_path, three_views, LinearBlend(), CONFIG)
-    monkeypatch.setattr(store_module, "make_pseudo_views", None)
+    monkeypatch.setattr(InterpolatedSource, "make_all", None)
     assert_equal(load_or_make(tmp_path, three_views, LinearBlend(), CONFIG), first)
 
 
@@ -180,29 +183,38 @@ def test_a_damaged_entry_is_made_again_with_one_warning(
     assert len(messages) == 1
 
 
-def test_a_full_disk_leaves_nothing_and_training_goes_on(
+@pytest.mark.parametrize("full_at", range(1, 6))
+def test_a_full_disk_leaves_nothing_unfinished_and_training_goes_on(
     tmp_path: Path,
     three_views: SourceViews,
     messages: list[str],
     monkeypatch: pytest.MonkeyPatch,
+    full_at: int,
 ) -> None:
-    """The third file does not fit any more, and what was begun of it is there."""
+    """A write fails after some bytes: that of a frame (1, 2) or one of the entry (from 3 on)."""
+    expected = make_pseudo_views(three_views, LinearBlend())
     written: list[Path] = []
     really_write = Path.write_bytes
 
     def write(path: Path, content: bytes) -> int:
         written.append(path)
-        if len(written) == 3:
+        if len(written) == full_at:
             really_write(path, content[:10])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return really_write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", write)
-    assert len(load_or_make(tmp_path, three_views, LinearBlend(), CONFIG).views) == 2
-    assert len(written) == 3
-    assert names_in(tmp_path) == []
+    assert_equal(load_or_make(tmp_path, three_views, LinearBlend(), CONFIG), expected)
+    assert len(written) == full_at
     assert len(messages) == 1
     assert "No space left on device" in messages[0]
+    (partial,) = tmp_path.iterdir()
+    assert len(names_in(partial)) == min(full_at - 1, 2)
+    messages.clear()
+    assert_equal(load_or_make(tmp_path, three_views, LinearBlend(), CONFIG), expected)
+    assert len(messages) == (full_at > 1)
+    assert all("interrupted" in message for message in messages)
+    assert names_in(tmp_path) == [partial.name.removeprefix(".partial-")]
 
 
 def test_a_folder_that_cannot_be_made_is_said_once(
@@ -297,3 +309,119 @@ def test_views_of_the_store_are_ordinary_views(tmp_path: Path, example: PseudoVi
     assert loaded is not None
     assert isinstance(loaded.views[1], PseudoView)
     assert loaded.views[1].to_cameras().shape == (1,)
+
+
+# ---------------------------------------------------------------------- interrupted runs
+
+
+def interrupt(folder: Path, views: SourceViews, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that is broken off once all frames are made; the folder of its frames."""
+    with monkeypatch.context() as patch:
+        patch.setattr(PseudoViewStore, "save", lambda *_: False)
+        load_or_make(folder, views, LinearBlend(), CONFIG)
+    (partial,) = folder.glob(".partial-*")
+    return partial
+
+
+def test_runs_killed_at_any_moment_lose_nothing_finished(tmp_path: Path) -> None:
+    """SIGKILL while a frame is made, half-way through a write, before and after a move."""
+    script = Path(__file__).with_name("killed_runs.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    uninterrupted, *killed = json.loads(result.stdout.splitlines()[-1])
+    total = uninterrupted["num_made"]
+    assert total >= 6
+    assert len(killed) >= 8
+    for run in killed:
+        assert run["was_killed"], run
+        # Of the frames that were begun at most the last one is lost.
+        assert run["num_stored"] >= run["num_made"] - 1, run
+        assert run["num_made_again"] == total - run["num_stored"], run
+        assert run["digest"] == uninterrupted["digest"], run
+        assert run["entries"] == uninterrupted["entries"], run
+    assert {run["num_stored"] for run in killed} > {0, 1, total}
+
+
+def test_a_damaged_frame_is_made_again_with_one_warning(
+    tmp_path: Path,
+    three_views: SourceViews,
+    messages: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = make_pseudo_views(three_views, LinearBlend())
+    partial = interrupt(tmp_path, three_views, monkeypatch)
+    frame = sorted(partial.iterdir())[0]
+    content = bytearray(frame.read_bytes())
+    content[len(content) // 2] ^= 1
+    frame.write_bytes(bytes(content))
+    assert_equal(load_or_make(tmp_path, three_views, LinearBlend(), CONFIG), expected)
+    assert len(messages) == 2
+    assert "damaged" in messages[0]
+    assert messages[1].startswith("1 frames are those of an interrupted run")
+
+
+def test_objections_are_results_that_are_kept(tmp_path: Path) -> None:
+    store, pair = PseudoViewStore(tmp_path, StoreConfig()), Pair(3, 1)
+    why = Objection("sources do not match", "mean confidence 0.01 < 0.05")
+    assert store.load_frame("key", pair, 1 / 3) is None
+    store.save_frame("key", pair, 1 / 3, why)
+    assert store.load_frame("key", pair, 1 / 3) == why
+    assert store.load_frame("key", pair, 2 / 3) is None
+    assert store.load_frame("other", pair, 1 / 3) is None
+    assert store.load("key") is None
+
+
+def test_frames_of_killed_runs_count_and_go_when_unused_for_longest(
+    tmp_path: Path,
+    example: PseudoViewSet,
+    three_views: SourceViews,
+    messages: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    partial = interrupt(tmp_path, three_views, monkeypatch)
+    store = PseudoViewStore(tmp_path, StoreConfig())
+    store.save("entry", example)
+    size = sum(path.stat().st_size for path in (tmp_path / "entry").iterdir())
+    os.utime(partial, (time.time() - 7200, time.time() - 7200))
+    store.save("second", example)
+    assert names_in(tmp_path) == sorted([partial.name, "entry", "second"])
+    bounded = PseudoViewStore(tmp_path, StoreConfig(max_bytes=3 * size))
+    assert bounded.save("third", example)
+    assert names_in(tmp_path) == ["entry", "second", "third"]
+    assert len(messages) == 1
+
+
+def test_frames_stop_where_the_store_is_full(
+    tmp_path: Path, three_views: SourceViews, messages: list[str]
+) -> None:
+    expected = make_pseudo_views(three_views, LinearBlend())
+    bound = len(store_module._pack(PseudoViewSet(expected.views[:1], []))) + 1000
+    config = StoreConfig(max_bytes=bound)
+    assert_equal(load_or_make(tmp_path, three_views, LinearBlend(), CONFIG, config), expected)
+    (partial,) = tmp_path.iterdir()
+    assert sum(path.stat().st_size for path in partial.iterdir()) <= bound
+    assert len(messages) == 1
+    assert "stay in memory" in messages[0]
+
+
+def test_two_whole_runs_at_once_end_with_one_entry(
+    tmp_path: Path, three_views: SourceViews, messages: list[str]
+) -> None:
+    expected = make_pseudo_views(three_views, LinearBlend())
+
+    def run(_: int) -> PseudoViewSet:
+        return load_or_make(tmp_path, three_views, LinearBlend(), CONFIG)
+
+    with ThreadPoolExecutor(4) as executor:
+        for made in executor.map(run, range(6)):
+            assert_equal(made, expected)
+    store = PseudoViewStore(tmp_path, StoreConfig())
+    (entry,) = (path for path in tmp_path.iterdir() if not path.name.startswith("."))
+    loaded = store.load(entry.name)
+    assert loaded is not None
+    assert_equal(loaded, expected)
+    assert names_in(tmp_path) == [entry.name]
+    assert all("interrupted" in message for message in messages)

@@ -36,6 +36,11 @@ ARMS: dict[str, Arm] = {
         "splatfacto on the photographs alone",
     ),
     "ps4pro": Arm("ps4pro-splatfacto", (), "pseudo views and dense points, as shipped"),
+    "equal-points": Arm(
+        "ps4pro-splatfacto",
+        ("--pipeline.datamanager.dense-points.as-many-as-sparse", "True"),
+        "as shipped, but with no more initial points than plain has",
+    ),
     "points": Arm("ps4pro-splatfacto", _NO_PSEUDO_VIEWS, "dense points only"),
     "views": Arm("ps4pro-splatfacto", _NO_DENSE_POINTS, "pseudo views only"),
     "linear-blend": _control(
@@ -48,7 +53,10 @@ ARMS: dict[str, Arm] = {
     ),
     "oracle": _control("oracle", "control: true photographs between the training views"),
     "nerfacto-small": Arm(
-        "ps4pro-nerfacto", _NO_PSEUDO_VIEWS, "the small nerfacto on the photographs alone"
+        "ps4pro-nerfacto-small", _NO_PSEUDO_VIEWS, "the small nerfacto on the photographs alone"
+    ),
+    "ps4pro-nerfacto-small": Arm(
+        "ps4pro-nerfacto-small", (), "the small nerfacto with pseudo views, as shipped"
     ),
     "ps4pro-nerfacto": Arm("ps4pro-nerfacto", (), "nerfacto with pseudo views, as shipped"),
 }

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The photographs of a capture: what can be wrong with them, and how they enter the interpolation.
+
+Every datamanager of the suite reads captures through these functions, so that all of them refuse
+the same captures with the same words and make the same pseudo views.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.data.datamanagers.full_images_datamanager import _undistort_image
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
+from PIL import Image, UnidentifiedImageError
+
+from ps4pro_nerfstudio.datamanagers.augmentation import to_uint8_photo
+from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
+from ps4pro_nerfstudio.dataparsers.nerfstudio_dataparser import CheckedNerfstudio
+from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
+
+# What reading a capture raises when the capture is at fault.
+_CAPTURE_ERRORS = (AssertionError, OSError, ValueError, KeyError, IndexError, RuntimeError)
+
+
+@contextmanager
+def reading_capture(data: Path | None, dataparser: DataParserConfig) -> Iterator[None]:
+    """Read a capture: nerfstudio's own parser checks what it reads, failures become one line.
+
+    Args:
+        data: folder that the datamanager was given; None: that of the parser.
+        dataparser: config of the parser; `Nerfstudio` is replaced by the parser that checks.
+
+    Raises:
+        InputError: the capture cannot be read.
+    """
+    if dataparser._target is Nerfstudio:
+        dataparser._target = CheckedNerfstudio
+    try:
+        yield
+    except InputError:
+        raise
+    except _CAPTURE_ERRORS as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"the capture {data or dataparser.data} cannot be read: {what}") from error
+
+
+def check_captures(train: PhotoDataset, evaluation: PhotoDataset) -> None:
+    """Check what can be checked without decoding images.
+
+    Raises:
+        InputError: fewer than two training views, no evaluation view, a missing or unreadable
+            file, an image or mask whose size is not its camera's, a pose that is not finite.
+    """
+    if len(train) < 2:
+        raise InputError(
+            f"{len(train)} training view(s): at least two are needed; capture more photos or hold "
+            "out fewer (`nerfstudio-data --eval-mode interval`)"
+        )
+    if len(evaluation) == 0:
+        raise InputError(
+            "no evaluation view: nerfstudio's default split holds out none of fewer than ten "
+            "photos; append `nerfstudio-data --eval-mode interval --eval-interval 8` to hold out "
+            "every 8th, or `nerfstudio-data --eval-mode all` to train on all (the metrics then "
+            "say nothing about new views)"
+        )
+    for dataset in (train, evaluation):
+        masks = dataset._dataparser_outputs.mask_filenames
+        for index, path in enumerate(dataset.image_filenames):
+            camera = dataset.cameras[index]
+            if not bool(torch.isfinite(camera.camera_to_worlds).all()):
+                raise InputError(f"the pose of {path} has NaN or infinite entries")
+            if dataset.scale_factor == 1.0:
+                size = (int(camera.width.item()), int(camera.height.item()))
+                _check_image("image", path, size)
+                if masks is not None:
+                    _check_image("mask", masks[index], size)
+
+
+def content_mask(camera: Cameras) -> np.ndarray | None:
+    """Pixels of the undistorted image that come from inside the photo, [H, W] bool; None: all.
+
+    A white image goes through the same undistortion; what is not fully white afterwards was
+    interpolated with the outside.
+
+    Args:
+        camera: one camera as the photo was taken, without batch axes.
+    """
+    parameters = camera.distortion_params
+    if parameters is None or not bool(parameters.any()):
+        return None
+    if int(camera.camera_type.item()) == CameraType.FISHEYE624.value:
+        return None  # upstream makes this camera's mask itself
+    white = np.full((int(camera.height.item()), int(camera.width.item())), 255, np.uint8)
+    intrinsics = camera.get_intrinsics_matrices().numpy()
+    _, content, _ = _undistort_image(camera, parameters.numpy(), {}, white, intrinsics)
+    # One pixel more: the photo's own outermost pixels are often damaged by its processing.
+    return cv2.erode((content == 255).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+
+
+def undistorted_photographs(dataset: PhotoDataset) -> tuple[list[dict[str, Any]], Cameras]:
+    """Photographs as pinhole cameras would have taken them; the dataset stays as it is.
+
+    What nerfstudio's full-image datamanager makes of the same capture, pixel by pixel.
+
+    Returns:
+        For each view `image` [H, W, 3 or 4] uint8 and, unless all of it is content and wanted,
+        `mask` [H, W, 1] bool; and the cameras of these images.
+    """
+    cameras = copy.deepcopy(dataset.cameras)
+    photographs = []
+    for index in range(len(dataset)):
+        data: dict[str, Any] = dataset.get_data(index, image_type="uint8")
+        camera = dataset.cameras[index].reshape(())
+        parameters = camera.distortion_params
+        if parameters is not None and bool(parameters.any()):
+            intrinsics, image, mask = _undistort_image(
+                camera,
+                parameters.numpy(),
+                data,
+                data["image"].numpy(),
+                camera.get_intrinsics_matrices().numpy(),
+            )
+            data["image"] = torch.from_numpy(image)
+            if mask is not None:
+                data["mask"] = mask
+            cameras.fx[index], cameras.fy[index] = float(intrinsics[0, 0]), float(intrinsics[1, 1])
+            cameras.cx[index], cameras.cy[index] = float(intrinsics[0, 2]), float(intrinsics[1, 2])
+            cameras.width[index], cameras.height[index] = image.shape[1], image.shape[0]
+            mask_content(data, content_mask(camera))
+        photographs.append(data)
+    return photographs, cameras
+
+
+def mask_content(data: dict[str, Any], content: np.ndarray | None) -> None:
+    """Add what has content [H, W] bool to the `mask` [H, W, 1] of a view; None: all has."""
+    if content is None or content.all():
+        return
+    mask = torch.from_numpy(content)[..., None].to(data["image"].device)
+    data["mask"] = mask & data["mask"].to(mask.device) if "mask" in data else mask
+
+
+def source_views(
+    photographs: Sequence[Mapping[str, Any]], cameras: Cameras, files: Sequence[Path]
+) -> SourceViews:
+    """Undistorted training views as the interpolation wants them.
+
+    Args:
+        photographs: `image` [H, W, 3 or 4], uint8 or float, and perhaps `mask` [H, W, 1] of each.
+        cameras: their cameras.
+        files: their files, in the same order.
+    """
+    images, valid = [], []
+    for data in photographs:
+        image, opaque = to_uint8_photo(data["image"].cpu().numpy())
+        usable = data["mask"][..., 0].cpu().numpy() if "mask" in data else opaque
+        if usable is not None and opaque is not None:
+            usable = usable & opaque
+        images.append(image)
+        valid.append(None if usable is None or usable.all() else usable)
+    types = cameras.camera_type.flatten().tolist()
+    return SourceViews(
+        images=images,
+        valid=valid,
+        camera_to_worlds=cameras.camera_to_worlds.cpu().numpy().astype(np.float64),
+        intrinsics=cameras.get_intrinsics_matrices().cpu().numpy().astype(np.float64),
+        names=_unique_names(files),
+        is_pinhole=[kind == CameraType.PERSPECTIVE.value for kind in types],
+    )
+
+
+def _unique_names(files: Sequence[Path]) -> list[str]:
+    """File names; with their folders where two files of different folders share a name."""
+    names = [path.name for path in files]
+    if len(set(names)) == len(names):
+        return names
+    common = os.path.commonpath([path.parent for path in files])
+    return [path.relative_to(common).as_posix() for path in files]
+
+
+def _check_image(what: str, path: Path, expected: tuple[int, int]) -> None:
+    try:
+        with Image.open(path) as image:
+            size = image.size
+    except FileNotFoundError as error:
+        raise InputError(f"{what} {path} does not exist") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{what} {path} cannot be read: {error}") from error
+    if size != expected:
+        raise InputError(
+            f"{what} {path} has {size[0]}x{size[1]} pixels, its camera "
+            f"{expected[0]}x{expected[1]}; give w, h and intrinsics for each frame where images "
+            "differ in size"
+        )
