@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two views of one point: epipolar distance, triangulation, re-projection.
+"""Two views of one point: epipolar distance, triangulation, depth along a ray.
 
 Notation: x0, x1 are pixels [..., 2] of one scene point in two pinhole cameras; x1^T F x0 = 0 with
 the fundamental matrix F [3, 3]. OpenCV camera axes, numpy, float64, squared pixels where noted.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ps4pro_nerfstudio.geometry.cameras import Float64, as_4x4, project, relative_pose
+from ps4pro_nerfstudio.geometry.cameras import Float64, as_4x4, relative_pose
 
 
 def fundamental_matrix(
@@ -148,19 +148,3 @@ def depth_along_rays(
         places.append(np.where(in_front, image[..., :2] / divisor, np.nan))
     with np.errstate(divide="ignore"):
         return 1.0 / inverse_depth, places
-
-
-def reprojection_residual(
-    points: ArrayLike, pixels: ArrayLike, camera_to_world: ArrayLike, intrinsics: ArrayLike
-) -> Float64:
-    """Distance [...] in pixels between pixels [..., 2] and projected points; inf behind the camera.
-
-    Args:
-        points: [..., 3] or homogeneous [..., 4] world points.
-        pixels: [..., 2], where the points should appear.
-        camera_to_world: [4, 4], OpenCV axes.
-        intrinsics: [3, 3].
-    """
-    projected, _ = project(points, camera_to_world, intrinsics)
-    distance = np.linalg.norm(projected - np.asarray(pixels, np.float64), axis=-1)
-    return np.where(np.isnan(distance), np.inf, distance)

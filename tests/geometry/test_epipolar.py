@@ -11,8 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from ps4pro_nerfstudio.geometry.cameras import project
 from ps4pro_nerfstudio.geometry.epipolar import (
+    depth_along_rays,
     fundamental_matrix,
-    reprojection_residual,
     sampson_distance,
     triangulate,
 )
@@ -81,7 +81,6 @@ def test_triangulation_recovers_exact_points() -> None:
     found = triangulate(x0, x1, *CAMERAS)
     np.testing.assert_array_equal(found[:, 3], 1.0)
     np.testing.assert_allclose(found[:, :3], points, atol=1e-9)
-    assert reprojection_residual(found, x0, POSE_0, INTRINSICS_0).max() < 1e-9
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
@@ -92,14 +91,41 @@ def test_parallel_and_diverging_rays_meet_at_infinity(shift: float) -> None:
     left, right = np.array([[100.0, 80.0]]), np.array([[100.0 + shift, 80.0]])
     found = triangulate(left, right, POSE_0, INTRINSICS_0, aside, INTRINSICS_0)
     assert found[0, 3] == 0.0
-    residual = reprojection_residual(found, (left + right) / 2, POSE_0, INTRINSICS_0)
-    assert residual[0] < 1e-3
+    pixels, _ = project(found, POSE_0, INTRINSICS_0)
+    np.testing.assert_allclose(pixels, (left + right) / 2, atol=1e-3)
 
 
-def test_residual_is_the_pixel_distance_and_infinite_behind_the_camera() -> None:
-    """A point on the optical axis appears at the principal point (160, 120): 3-4-5 away."""
-    points = np.array([[0.0, 0.0, 2.0], [0.0, 0.0, -2.0]])
-    pixels = np.array([[163.0, 124.0], [160.0, 120.0]])
-    residual = reprojection_residual(points, pixels, POSE_0, INTRINSICS_0)
-    assert residual[0] == pytest.approx(5.0)
-    assert np.isinf(residual[1])
+def test_depth_along_rays_is_exact_for_exact_positions() -> None:
+    """Rays of the second camera, seen from the first and from a third one."""
+    points, x0, x1 = correspondences(7)
+    third = POSE_0.copy()
+    third[:3, 3] = [-0.5, 0.4, 0.1]
+    x2, _ = project(points, third, INTRINSICS_0)
+    depth, places = depth_along_rays(
+        x1, [x0, x2], POSE_1, INTRINSICS_1, [POSE_0, third], [INTRINSICS_0, INTRINSICS_0]
+    )
+    np.testing.assert_allclose(depth, project(points, POSE_1, INTRINSICS_1)[1], rtol=1e-9)
+    np.testing.assert_allclose(places[0], x0, atol=1e-7)
+    np.testing.assert_allclose(places[1], x2, atol=1e-7)
+
+
+def test_depth_along_rays_of_cameras_in_one_place_is_infinite() -> None:
+    """They see the same whatever the depth: the places are those at infinity, and known."""
+    pixels = np.array([[10.0, 20.0], [200.0, 100.0]])
+    depth, (place,) = depth_along_rays(
+        pixels, [pixels], POSE_0, INTRINSICS_0, [POSE_0], [INTRINSICS_0]
+    )
+    assert np.isinf(depth).all()
+    np.testing.assert_allclose(place, pixels, atol=1e-9)
+
+
+def test_depth_along_rays_beyond_infinity_is_infinity() -> None:
+    """A camera to the right sees a point further left; further right is beyond infinity."""
+    right = np.eye(4)
+    right[0, 3] = 1.0
+    pixels = np.array([[200.0, 100.0]])
+    depth, (place,) = depth_along_rays(
+        pixels, [pixels + (5.0, 0.0)], POSE_0, INTRINSICS_0, [right], [INTRINSICS_0]
+    )
+    assert np.isinf(depth).all()
+    np.testing.assert_allclose(place, pixels, atol=1e-9)
