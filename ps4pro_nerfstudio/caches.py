@@ -1,22 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where derived files are kept between runs.
 
-The folder is `$PS4PRO_CACHE`, else `ps4pro-nerfstudio` where this system keeps a user's caches.
-Nothing in it is needed: deleting it costs time only.
+What belongs to a capture is kept in `.ps4pro_cache` in its folder; all else, and what belongs to
+captures that cannot be written, in `ps4pro-nerfstudio` where this system keeps a user's caches.
+`$PS4PRO_CACHE` replaces both. Nothing in them is needed: deleting costs time only.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
+
+CAPTURE_CACHE = ".ps4pro_cache"
+"""Name of the cache folder inside a capture."""
+
+_VARIABLE = "PS4PRO_CACHE"
 
 
 def cache_folder(*parts: str) -> Path:
     """Path of a folder below the package's cache; it is not created here."""
-    if explicit := os.environ.get("PS4PRO_CACHE"):
+    if explicit := os.environ.get(_VARIABLE):
         return Path(explicit).joinpath(*parts)
     return _user_cache().joinpath("ps4pro-nerfstudio", *parts)
+
+
+def capture_cache(data: Path) -> Path:
+    """Path of the cache of a capture, a folder or its json file; it is not created here."""
+    if explicit := os.environ.get(_VARIABLE):
+        return Path(explicit)
+    return (data.parent if data.suffix == ".json" else data) / CAPTURE_CACHE
+
+
+def can_write(folder: Path) -> bool:
+    """Whether a folder takes new files, or can be made where it does not exist; leaves nothing."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        # Permissions alone do not tell: the disk may be mounted read-only, or be full.
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _user_cache() -> Path:

@@ -19,6 +19,8 @@ from ps4pro_nerfstudio.benchmark.rasterizer import RasterizerBenchmark
 from ps4pro_nerfstudio.benchmark.scenes.command import ScenesBenchmark
 from ps4pro_nerfstudio.benchmark.startup import StartupBenchmark
 from ps4pro_nerfstudio.benchmark.summary import Summary
+from ps4pro_nerfstudio.commands.augment import Augment
+from ps4pro_nerfstudio.commands.points import Points
 from ps4pro_nerfstudio.demo import DemoScene
 from ps4pro_nerfstudio.interpolation.video import Interpolate
 from ps4pro_nerfstudio.messages import InputError, MissingPartError, fail, say
@@ -76,6 +78,8 @@ Command = (
     | Annotated[MakeDemoScene, subcommand("demo-scene")]
     | Annotated[Summary, subcommand("summary")]
     | Annotated[Interpolate, subcommand("interpolate")]
+    | Annotated[Augment, subcommand("augment")]
+    | Annotated[Points, subcommand("points")]
     | Annotated[TrainInterpolator, subcommand("train-interpolator")]
     | Annotated[EvalInterpolator, subcommand("eval-interpolator")]
     | Annotated[Bench, subcommand("bench"), tyro.conf.OmitArgPrefixes]

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ps4pro_nerfstudio.caches import cache_folder
+from ps4pro_nerfstudio.caches import CAPTURE_CACHE, cache_folder
 
 State = Literal["ok", "optional", "missing"]
 
@@ -210,6 +210,9 @@ def _weights() -> Iterator[Finding]:
 
 def _caches() -> Iterator[Finding]:
     group = "caches"
+    if "PS4PRO_CACHE" not in os.environ:
+        value = f"{CAPTURE_CACHE} in the capture's folder; below where that cannot be written"
+        yield Finding(group, "what belongs to a capture", value)
     for what in ("pseudo_views", "seed_points", "numba"):
         folder = cache_folder(what)
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())

@@ -15,11 +15,14 @@ from ps4pro_nerfstudio import cli
         "demo-scene",
         "summary",
         "interpolate",
+        "augment",
+        "points",
         "train-interpolator",
         "eval-interpolator",
         "bench rasterizer",
         "bench startup",
         "bench interpolators",
+        "bench scenes",
     ],
 )
 def test_help_of_every_command(

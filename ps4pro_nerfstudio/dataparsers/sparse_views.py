@@ -138,7 +138,7 @@ class SparseViews(DataParser):
         """The capture without its points, the split, and the metadata of the split."""
         config = self.config
         found = find_format(config.data) if config.format == "auto" else config.format
-        capture = _read(config, found)
+        capture = read_capture(config, found)
         options = SplitOptions(
             **{f.name: getattr(config, f.name) for f in dataclasses.fields(SplitOptions)}
         )
@@ -159,7 +159,8 @@ class SparseViews(DataParser):
         return dataclasses.replace(capture, outputs=bare), split, {"split": names, **kept}
 
 
-def _read(config: SparseViewsDataParserConfig, found: str) -> Capture:
+def read_capture(config: SparseViewsDataParserConfig, found: str) -> Capture:
+    """All views of a capture in one of the formats of the config."""
     poses: dict[str, Any] = {
         name: getattr(config, name)
         for name in ("scale_factor", "scene_scale", "orientation_method", "center_method",

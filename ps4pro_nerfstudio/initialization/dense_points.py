@@ -8,6 +8,7 @@ one point stands for about `spacing_px` x `spacing_px` pixels near and far.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,14 +102,12 @@ def _thin(
     weight = np.concatenate([part.weight for part in observations]).astype(np.float64)
     cell = spacing_px * np.concatenate([part.pixel_size for part in observations])
     level = np.rint(np.log2(cell)).astype(np.int64)
-    keys = _cells(xyz, level)
     taken = [_cells(sparse.xyz, np.full(len(sparse), one)) for one in np.unique(level)]
-    _, group = np.unique(np.concatenate([keys, *taken]), axis=0, return_inverse=True)
-    group = group.reshape(-1)
+    group = _groups(np.concatenate([_cells(xyz, level), *taken]))
     of_sparse = np.zeros(group.max() + 1, bool)
-    of_sparse[group[len(keys) :]] = True
-    free = ~of_sparse[group[: len(keys)]]
-    _, group = np.unique(group[: len(keys)][free], return_inverse=True)
+    of_sparse[group[len(xyz) :]] = True
+    free = ~of_sparse[group[: len(xyz)]]
+    _, group = np.unique(group[: len(xyz)][free], return_inverse=True)
     total = np.bincount(group, weight[free])
     mean = [np.bincount(group, weight[free] * values[free]) / total for values in (*xyz.T, *rgb.T)]
     return PointCloud(
@@ -121,3 +120,18 @@ def _cells(xyz: NDArray, level: NDArray[np.int64]) -> NDArray[np.int64]:
     """Cell of each point [P, 3] in the grid of its level: [P, 4], edge length 2^level."""
     edge = np.exp2(level.astype(np.float64))[:, None]
     return np.concatenate([level[:, None], np.floor(xyz / edge).astype(np.int64)], axis=1)
+
+
+def _groups(cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A number [P] for each row [P, 4], the same for equal rows.
+
+    Rows are packed into one integer where their ranges allow it: sorting those is ten times faster.
+    """
+    low, high = cells.min(axis=0), cells.max(axis=0)
+    sizes = tuple(int(size) for size in high - low + 1)
+    if math.prod(sizes) < np.iinfo(np.int64).max:
+        packed = np.ravel_multi_index(tuple((cells - low).T), sizes)
+        _, group = np.unique(packed, return_inverse=True)
+    else:
+        _, group = np.unique(cells, axis=0, return_inverse=True)
+    return group.reshape(-1)

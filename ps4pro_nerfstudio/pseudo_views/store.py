@@ -108,7 +108,7 @@ def load_or_make(
     source = _ResumedSource(store, key, views, interpolator, config, device)
     made = source.make_all(progress)
     if source.num_resumed:
-        say(f"{source.num_resumed} frames are those of an interrupted run")
+        say(f"frames of an interrupted run, not made again: {source.num_resumed}")
     store.save(key, made)
     return made
 

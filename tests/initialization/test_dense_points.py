@@ -44,6 +44,13 @@ def test_cells_grow_with_the_size_of_a_pixel() -> None:
     assert len(far) == 16
 
 
+def test_points_spread_over_any_range_are_told_apart() -> None:
+    """Cells too many to be numbered through: one point at each end of a huge diagonal."""
+    xyz = np.array([[0.5, 0.5, 0.5], [1e9, 1e9, 1e9], [0.6, 0.6, 0.6], [-1e9, 0.0, 1e9]])
+    fused = fuse([observed(xyz)], NO_POINTS, DensePointsConfig(spacing_px=4.0))
+    assert len(fused) == 3
+
+
 def test_a_point_is_the_weighted_mean_of_its_cell() -> None:
     """Weights 1 and 3 at .2 and .6: (.2 + 3 x .6) / 4 = .5."""
     first = observed(np.array([[0.2, 0.2, 0.2]]))

@@ -14,11 +14,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import torch
 
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend
 from ps4pro_nerfstudio.pseudo_views import store as store_module
-from ps4pro_nerfstudio.pseudo_views.sources import InterpolatedSourceConfig
+from ps4pro_nerfstudio.pseudo_views.sources import InterpolatedSourceConfig, SourceViews
 from tests.pseudo_views.conftest import arc, capture, wall_points
 
 CONFIG = InterpolatedSourceConfig(frames_per_gap=2)
@@ -78,12 +79,11 @@ def in_child(run: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def one_run(folder: Path, log: Path, moment: tuple[str, int] | None) -> None:
+def one_run(views: SourceViews, folder: Path, log: Path, moment: tuple[str, int] | None) -> None:
     """Make the views, to be killed at a moment; the digest of what came out goes beside the log."""
     kill_at = moment[1] if moment is not None and moment[0] == "make" else None
     if moment is not None and kill_at is None:
         kill_in(*moment)
-    views = capture(arc(4, 30.0), wall_points())
     made = store_module.load_or_make(folder, views, Watched(log, kill_at), CONFIG)
     content = store_module._encode(made)["manifest.json"]
     log.with_suffix(".digest").write_text(hashlib.sha256(content).hexdigest())
@@ -95,8 +95,10 @@ def count(log: Path) -> int:
 
 def main(root: Path) -> None:
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    views = capture(arc(4, 30.0), wall_points())
     reference = root / "uninterrupted.log"
-    in_child(lambda: one_run(root / "uninterrupted", reference, None))
+    in_child(lambda: one_run(views, root / "uninterrupted", reference, None))
     total = count(reference)
     entries = sorted(path.name for path in (root / "uninterrupted").iterdir())
     digest = reference.with_suffix(".digest").read_text()
@@ -110,11 +112,11 @@ def main(root: Path) -> None:
     for index, moment in enumerate(moments):
         folder, log = root / f"{index}", root / f"{index}.log"
         again = root / f"{index}_again.log"
-        killed = in_child(lambda f=folder, g=log, m=moment: one_run(f, g, m))
+        killed = in_child(lambda f=folder, g=log, m=moment: one_run(views, f, g, m))
         stored = len(list(folder.glob(".partial-*/frame_*")))
         if not stored and any((folder / name).is_dir() for name in entries):
             stored = total
-        in_child(lambda f=folder, g=again: one_run(f, g, None))
+        in_child(lambda f=folder, g=again: one_run(views, f, g, None))
         left = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".unfinished-"))
         report.append(
             {

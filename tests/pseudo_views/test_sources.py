@@ -216,7 +216,8 @@ def test_any_interpolator_fits_in(three_views: SourceViews) -> None:
     result = make_pseudo_views(three_views, Grey())
     whole = make_pseudo_views(three_views, Grey(), InterpolatedSourceConfig(own_confidence=False))
     for doubted, view in zip(result.views, whole.views, strict=True):
-        kept = doubted.confidence > 0
+        kept = (doubted.confidence > 0) & (view.confidence > 0)
+        assert kept.any()
         ratio = doubted.confidence[kept].astype(float) / view.confidence[kept]
         np.testing.assert_allclose(ratio, 0.6, atol=0.03)
     assert [view.provenance.interpolator for view in result.views] == ["grey", "grey"]

@@ -360,7 +360,7 @@ def test_a_damaged_frame_is_made_again_with_one_warning(
     assert_equal(load_or_make(tmp_path, three_views, LinearBlend(), CONFIG), expected)
     assert len(messages) == 2
     assert "damaged" in messages[0]
-    assert messages[1].startswith("1 frames are those of an interrupted run")
+    assert messages[1] == "frames of an interrupted run, not made again: 1"
 
 
 def test_objections_are_results_that_are_kept(tmp_path: Path) -> None:

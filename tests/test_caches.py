@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where derived files are kept: beside the capture, unless something speaks against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ps4pro_nerfstudio import caches
+from ps4pro_nerfstudio.caches import CAPTURE_CACHE, can_write
+from ps4pro_nerfstudio.datamanagers import augmentation
+from ps4pro_nerfstudio.datamanagers.augmentation import AugmentationConfig
+from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
+from tests.conftest import CaptureMaker
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What is said while no variable names a cache and the user's own is below `home`."""
+    lines: list[str] = []
+    monkeypatch.setattr(augmentation, "say", lines.append)
+    monkeypatch.setattr(caches, "_user_cache", lambda: tmp_path / "home")
+    monkeypatch.delenv("PS4PRO_CACHE", raising=False)
+    return lines
+
+
+def test_a_capture_keeps_its_own_cache(tmp_path: Path, said: list[str]) -> None:
+    for data in (tmp_path, tmp_path / "transforms.json"):
+        assert augmentation._cache(AugmentationConfig(), data) == tmp_path / ".ps4pro_cache"
+    assert said == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_capture_that_cannot_be_written_is_said_once(tmp_path: Path, said: list[str]) -> None:
+    """A file in the place of the folder stops even root, as a read-only disk does."""
+    (tmp_path / ".ps4pro_cache").write_text("in the way")
+    folder = augmentation._cache(AugmentationConfig(), tmp_path)
+    assert folder == tmp_path / "home/ps4pro-nerfstudio"
+    assert len(said) == 1
+    assert "cannot be written" in said[0]
+
+
+def test_a_read_only_disk_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    assert can_write(tmp_path / "not/there/yet")
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert not can_write(tmp_path / "not/there/yet")
+
+
+def test_the_option_goes_before_the_variable_and_both_before_the_capture(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option = AugmentationConfig(cache_dir=tmp_path / "option")
+    monkeypatch.setenv("PS4PRO_CACHE", str(tmp_path / "variable"))
+    assert augmentation._cache(option, tmp_path) == tmp_path / "option"
+    assert augmentation._cache(AugmentationConfig(), tmp_path) == tmp_path / "variable"
+    assert augmentation._cache(AugmentationConfig(), None) == tmp_path / "variable"
+    assert said == []
+
+
+def test_parsers_do_not_see_the_cache(capture: CaptureMaker) -> None:
+    data = capture(num_images=5)
+    entry = data / CAPTURE_CACHE / "pseudo_views/key"
+    entry.mkdir(parents=True)
+    (entry / "view_0000_image.png").write_bytes((data / "images/000.png").read_bytes())
+    (entry / "transforms.json").write_text(json.dumps({"frames": []}))
+    outputs = SparseViewsDataParserConfig(data=data).setup().get_dataparser_outputs("train")
+    assert [path.name for path in outputs.image_filenames] == [f"{i:03d}.png" for i in range(1, 5)]
