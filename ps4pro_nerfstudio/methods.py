@@ -6,17 +6,20 @@ Each ns-* command imports this module, so it imports nothing heavy.
 
 from __future__ import annotations
 
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
+from ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager import PseudoRayDatamanagerConfig
 from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import PseudoViewDatamanagerConfig
 from ps4pro_nerfstudio.engine.checkpoints import allow_numpy_scalars
 from ps4pro_nerfstudio.engine.optimizers import FusedAdamOptimizerConfig
 from ps4pro_nerfstudio.engine.programs import provide_ffmpeg
 from ps4pro_nerfstudio.engine.schedulers import FloatExponentialDecaySchedulerConfig
 from ps4pro_nerfstudio.engine.trainer import PS4PROTrainerConfig
+from ps4pro_nerfstudio.models.nerfacto import PS4PRONerfactoModelConfig
 from ps4pro_nerfstudio.models.splatfacto import PS4PROSplatfactoModelConfig
 
 # Every ns-* command imports its plugins: from here on older checkpoints load, and ns-render finds
@@ -25,11 +28,13 @@ allow_numpy_scalars()
 provide_ffmpeg()
 
 
-def _adam(lr: float, lr_final: float | None = None, warmup_steps: int = 0) -> dict:
+def _adam(
+    lr: float, lr_final: float | None = None, warmup_steps: int = 0, max_steps: int = 0
+) -> dict:
     scheduler = None
     if lr_final is not None:
         scheduler = FloatExponentialDecaySchedulerConfig(
-            lr_final=lr_final, warmup_steps=warmup_steps, lr_pre_warmup=0.0
+            lr_final=lr_final, warmup_steps=warmup_steps, lr_pre_warmup=0.0, max_steps=max_steps
         )
     return {"optimizer": FusedAdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": scheduler}
 
@@ -70,4 +75,118 @@ ps4pro_splatfacto = MethodSpecification(
         vis="viewer+tensorboard",
     ),
     description="Splatfacto with pseudo views for sparse captures; trains on GPU and CPU.",
+)
+
+ps4pro_splatfacto_big = MethodSpecification(
+    config=PS4PROTrainerConfig(
+        method_name="ps4pro-splatfacto-big",
+        max_num_iterations=30_000,
+        steps_per_save=2000,
+        steps_per_eval_batch=0,
+        steps_per_eval_image=500,
+        steps_per_eval_all_images=10_000,
+        mixed_precision=False,
+        pipeline=VanillaPipelineConfig(
+            datamanager=PseudoViewDatamanagerConfig(
+                dataparser=NerfstudioDataParserConfig(load_3D_points=True),
+            ),
+            # Splatfacto-big's thresholds: faint Gaussians stay and more of them are split.
+            model=PS4PROSplatfactoModelConfig(cull_alpha_thresh=0.005, densify_grad_thresh=0.0005),
+        ),
+        optimizers=_splat_optimizers(),
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
+        vis="viewer+tensorboard",
+    ),
+    description="ps4pro-splatfacto with more Gaussians and a longer training.",
+)
+
+ps4pro_nerfacto = MethodSpecification(
+    config=PS4PROTrainerConfig(
+        method_name="ps4pro-nerfacto",
+        max_num_iterations=30_000,
+        steps_per_save=2000,
+        steps_per_eval_batch=500,
+        mixed_precision=True,
+        pipeline=VanillaPipelineConfig(
+            datamanager=PseudoRayDatamanagerConfig(
+                # The points help to align pseudo views; the field starts without them.
+                dataparser=NerfstudioDataParserConfig(load_3D_points=True),
+                train_num_rays_per_batch=4096,
+                eval_num_rays_per_batch=4096,
+            ),
+            model=PS4PRONerfactoModelConfig(
+                eval_num_rays_per_chunk=1 << 15,
+                average_init_density=0.01,
+                camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+            ),
+        ),
+        # Nerfacto's rates.
+        optimizers={
+            "proposal_networks": _adam(1e-2, lr_final=1e-4, max_steps=200_000),
+            "fields": _adam(1e-2, lr_final=1e-4, max_steps=200_000),
+            "camera_opt": _adam(1e-3, lr_final=1e-4, max_steps=5000),
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
+        vis="viewer+tensorboard",
+    ),
+    description="Nerfacto with pseudo views for sparse captures; for a GPU.",
+)
+
+ps4pro_nerfacto_small = MethodSpecification(
+    config=PS4PROTrainerConfig(
+        method_name="ps4pro-nerfacto-small",
+        max_num_iterations=3000,
+        steps_per_save=1000,
+        steps_per_eval_batch=500,
+        # Rendering one picture of 270x480 costs as much as some 100 steps.
+        steps_per_eval_image=1000,
+        steps_per_eval_all_images=30_000,
+        mixed_precision=False,
+        pipeline=VanillaPipelineConfig(
+            datamanager=PseudoRayDatamanagerConfig(
+                dataparser=NerfstudioDataParserConfig(load_3D_points=True),
+                train_num_rays_per_batch=512,
+                eval_num_rays_per_batch=512,
+            ),
+            model=PS4PRONerfactoModelConfig(
+                implementation="torch",
+                eval_num_rays_per_chunk=1 << 12,
+                average_init_density=0.01,
+                hidden_dim=32,
+                hidden_dim_color=32,
+                # Few levels of wide features: hashing costs the same whatever the width.
+                num_levels=8,
+                features_per_level=4,
+                max_res=1024,
+                log2_hashmap_size=15,
+                num_proposal_iterations=1,
+                num_proposal_samples_per_ray=(48,),
+                num_nerf_samples_per_ray=24,
+                proposal_net_args_list=[
+                    {
+                        "hidden_dim": 16,
+                        "log2_hashmap_size": 14,
+                        "num_levels": 4,
+                        "max_res": 128,
+                        "use_linear": False,
+                    }
+                ],
+                # Nerfacto's are 1,000 and 5,000 of 30,000 steps.
+                proposal_weights_anneal_max_num_iters=300,
+                proposal_warmup=500,
+                appearance_embed_dim=8,
+                # Too short a run to find poses better than those it is given.
+                camera_optimizer=CameraOptimizerConfig(mode="off"),
+            ),
+        ),
+        # Nerfacto's first rate; the decays span the run.
+        optimizers={
+            "proposal_networks": _adam(1e-2, lr_final=1e-3),
+            "fields": _adam(1e-2, lr_final=1e-3),
+            "camera_opt": _adam(1e-3, lr_final=1e-4),
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 12, websocket_host="127.0.0.1"),
+        vis="viewer+tensorboard",
+    ),
+    description="ps4pro-nerfacto with a field small enough for a CPU.",
 )

@@ -56,6 +56,21 @@ def combine(in_bounds: NDArray[np.bool_], *factors: ArrayLike, floor: float = 0.
     return np.where(in_bounds & (product >= floor), product, 0.0)
 
 
+def local_contrast(image: NDArray, reach: int = 8) -> NDArray[np.float32]:
+    """Standard deviation [H, W] of the grey of an image [H, W, 3] within `reach` pixels.
+
+    Where it is zero every position matches every other: agreement says nothing about depth.
+    """
+    import cv2
+
+    grey = np.ascontiguousarray(image.mean(axis=-1), np.float32)
+    size = (2 * reach + 1, 2 * reach + 1)
+    # Around the mean of the picture: squares of small numbers lose fewer digits.
+    grey = grey - grey.mean()
+    mean, square = cv2.blur(grey, size), cv2.blur(np.square(grey), size)
+    return np.sqrt(np.maximum(square - np.square(mean), 0.0))
+
+
 def to_uint8(confidence: ArrayLike) -> NDArray[np.uint8]:
     """Confidence in [0, 1] as 0 to 255, rounded; NaN gives 0."""
     scaled = np.rint(np.clip(np.nan_to_num(np.asarray(confidence, np.float64)), 0, 1) * 255)

@@ -10,8 +10,8 @@ point of a frame is looked up in the other frames:
 
 and in the photographs that the frame was not made of, where it must show its colour at least once
 if it falls into two or more. A point that is contradicted more often than supported, or that no
-photograph knows, loses its depth. On ray-cast rooms 71 % of such points were off by more than 5 % of
-their depth, against 5 % of the others. Their pixels keep their confidence: what both photographs
+photograph knows, loses its depth. On ray-cast rooms 71 % of such points were off by more than 5 %
+of their depth, against 5 % of the others. Their pixels keep their confidence: what both photographs
 show is mostly near enough (error of colour .025; trusting them no more gained nothing on fern).
 """
 

@@ -46,6 +46,7 @@ from ps4pro_nerfstudio.pseudo_views.alignment import (
 )
 from ps4pro_nerfstudio.pseudo_views.confidence import (
     combine,
+    local_contrast,
     photometric_factor,
     position_factor,
     to_uint8,
@@ -71,6 +72,9 @@ _AGREEMENT = 0.5
 
 _ENOUGH_TO_JUDGE = 0.1
 """Smallest share of a photograph that its partners must agree on to be judged by them."""
+
+_LEAST_CONTRAST = 0.008
+"""Depth is not known where the picture is flatter than two of 255 levels: clipped sky, paper."""
 
 _NO_MATCH = "sources do not match"
 
@@ -389,6 +393,7 @@ class InterpolatedSource:
             image, confidence, agreeing = self._judged(found, interpolation, coarse, t)
         known = confidence >= config.min_point_confidence
         known &= np.degrees(found.angle) >= config.min_angle_degrees
+        known &= local_contrast(image) >= _LEAST_CONTRAST
         scene_depth = np.where(known, found.depth, 0.0).astype(np.float32)
         moved_px = float(np.median(found.moved_px[agreeing])) if agreeing.any() else np.nan
         return _Frame(image, confidence, agreeing, scene_depth, moved_px, depth, depth_source)

@@ -55,7 +55,7 @@ from ps4pro_nerfstudio.pseudo_views.sources import (
     make_pseudo_views,
 )
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 5
 """Raised whenever the files, or the way in which views are made, change."""
 
 _MANIFEST = "manifest.json"

@@ -125,7 +125,7 @@ def test_depth_along_rays_beyond_infinity_is_infinity() -> None:
     right[0, 3] = 1.0
     pixels = np.array([[200.0, 100.0]])
     depth, (place,) = depth_along_rays(
-        pixels, [pixels + (5.0, 0.0)], POSE_0, INTRINSICS_0, [right], [INTRINSICS_0]
+        pixels, [np.array([[205.0, 100.0]])], POSE_0, INTRINSICS_0, [right], [INTRINSICS_0]
     )
     assert np.isinf(depth).all()
     np.testing.assert_allclose(place, pixels, atol=1e-9)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ps4pro_nerfstudio.pseudo_views.confidence import (
     combine,
+    local_contrast,
     photometric_factor,
     position_factor,
     to_uint8,
@@ -55,6 +56,16 @@ def test_combination_is_the_product_and_zero_outside_and_below_the_floor() -> No
     first, second = np.array([1.0, 0.5, 0.2, 1.0]), np.array([0.9, 0.5, 0.3, 1.0])
     expected = [0.9, 0.25, 0.0, 0.0]
     np.testing.assert_allclose(combine(in_bounds, first, second, floor=0.1), expected)
+
+
+def test_contrast_is_the_deviation_around_a_pixel() -> None:
+    """A chessboard of .4 and .6 deviates by .1 from its mean; a blank picture not at all."""
+    board = 0.4 + 0.2 * (np.indices((40, 40)).sum(axis=0) % 2)
+    contrast = local_contrast(np.repeat(board[..., None], 3, axis=2))
+    np.testing.assert_allclose(contrast, 0.1, atol=1e-3)
+    assert local_contrast(np.full((40, 40, 3), 0.9)).max() < 1e-6
+    half = np.where(np.arange(40) < 20, 0.0, board)[..., None] * np.ones(3)
+    assert local_contrast(half)[:, :11].max() < 1e-6
 
 
 def test_eight_bit_confidence_keeps_zero_and_one_and_drops_nan() -> None:

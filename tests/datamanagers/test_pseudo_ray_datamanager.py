@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from nerfstudio.engine.optimizers import Optimizers
+from PIL import Image
+
+from ps4pro_nerfstudio.datamanagers.captures import source_views, undistorted_photographs
+from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
+from ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager import (
+    PseudoPixels,
+    join_batches,
+    num_pseudo_rays,
+)
+from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.methods import ps4pro_nerfacto_small, ps4pro_splatfacto
+from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY
+from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
+from tests.conftest import look_at, write_capture
+
+NUM_REAL, NUM_RAYS, NUM_STEPS = 11, 64, 100
+MIDDLE = 50
+
+
+def _config(folder: Path, **options) -> Any:
+    config: Any = copy.deepcopy(ps4pro_nerfacto_small.config.pipeline.datamanager)
+    config.data, config.train_num_rays_per_batch = folder, NUM_RAYS
+    config.pseudo_views.interpolator = "optical-flow"
+    config.pseudo_views.schedule.share = 0.25
+    for name, value in options.items():
+        setattr(config, name, value)
+    return config
+
+
+def _manager(folder: Path, num_steps: int | None = NUM_STEPS, enabled=True, **options) -> Any:
+    config = _config(folder, **options)
+    config.pseudo_views.enabled = enabled
+    torch.manual_seed(0)
+    manager = config.setup(device="cpu", test_mode="val")
+    if num_steps is not None:
+        trainer: Any = types.SimpleNamespace(run_length=num_steps)
+        attributes = TrainingCallbackAttributes(
+            optimizers=Optimizers({}, {}),
+            grad_scaler=None,  # type: ignore[arg-type]
+            pipeline=None,  # type: ignore[arg-type]
+            trainer=trainer,
+        )
+        manager.get_training_callbacks(attributes)
+    return manager
+
+
+def _next(manager: Any, step: int) -> tuple[RayBundle, dict]:
+    """A batch, its random numbers fixed by the step as the trainer fixes them."""
+    torch.manual_seed(step)
+    return manager.next_train(step)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve photographs of a wall, the 11 of training among them, with distortion."""
+    return write_capture(
+        tmp_path_factory.mktemp("rays") / "scene", edit=lambda meta: meta.update(k1=0.05)
+    )
+
+
+@pytest.fixture(scope="module")
+def manager(folder: Path) -> Any:
+    return _manager(folder)
+
+
+def _view(confidence: np.ndarray, seed: int, eye=(0.0, 2.0, 0.3)) -> PseudoView:
+    height, width = confidence.shape
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pose = look_at(np.array(eye), np.zeros(3))[:3].astype(np.float32)
+    origin = Provenance(("a", "b"), 0.5, "slerp+lerp", "points", 2.0, "none", 0.5, 0.5)
+    return PseudoView(
+        pose, 20.0, 22.0, width / 2, height / 2, width, height, None, image, confidence, origin
+    )
+
+
+# ---------------------------------------------------------------------- pixels
+
+
+def test_trusted_pixels_are_drawn_with_equal_probability_and_others_never():
+    """One trusted pixel in the first view, none in the second, three in the third."""
+    confidences = np.zeros((3, 4, 6), np.uint8)
+    confidences[0, 1, 2] = 255
+    confidences[2, 0, 5], confidences[2, 3, 0], confidences[2, 3, 5] = 1, 51, 255
+    pixels = PseudoPixels([_view(confidence, i) for i, confidence in enumerate(confidences)])
+    assert len(pixels) == 4
+    sample = pixels.sample(4000, np.random.default_rng(0))
+    found, counts = np.unique(sample.indices.numpy(), axis=0, return_counts=True)
+    assert found.tolist() == [[0, 1, 2], [2, 0, 5], [2, 3, 0], [2, 3, 5]]
+    # Binomial with p = 1/4: standard deviation 27.
+    assert np.abs(counts - 1000).max() < 4 * 27
+    expected = confidences[tuple(sample.indices.numpy().T)] / 255
+    np.testing.assert_allclose(sample.confidence, expected, rtol=1e-6)
+
+
+def test_rays_are_those_of_the_views_camera_and_colours_those_of_its_image():
+    """Views of different sizes."""
+    views = [
+        _view(np.full((6, 8), 255, np.uint8), 1, eye=(0.5, 1.9, 0.1)),
+        _view(np.full((10, 4), 128, np.uint8), 2, eye=(-0.4, 2.1, 0.2)),
+    ]
+    pixels = PseudoPixels(views)
+    sample = pixels.sample(200, np.random.default_rng(0))
+    rays = pixels.rays(sample)
+    assert rays.camera_indices is not None
+    assert set(rays.camera_indices.flatten().tolist()) == {0, 1}
+    for index, view in enumerate(views):
+        own = sample.indices[:, 0] == index
+        rows, columns = sample.indices[own, 1], sample.indices[own, 2]
+        expected = view.to_cameras().generate_rays(camera_indices=0, keep_shape=True)
+        for name in ("origins", "directions", "pixel_area"):
+            torch.testing.assert_close(
+                getattr(rays, name)[own], getattr(expected, name)[rows, columns]
+            )
+        assert view.image is not None
+        image = torch.from_numpy(view.image).float() / 255
+        torch.testing.assert_close(sample.rgb[own], image[rows, columns])
+
+
+def test_photographs_with_transparency_meet_opaque_pseudo_pixels():
+    sample = PseudoPixels([_view(np.full((4, 6), 255, np.uint8), 0)]).sample(
+        2, np.random.default_rng(0)
+    )
+    real = {
+        "image": torch.rand(4, 4),
+        "indices": torch.zeros(4, 3, dtype=torch.long),
+        "mask": torch.ones(4, 1, dtype=torch.bool),
+        "depth_image": torch.ones(4, 1),
+    }
+    batch = join_batches(real, sample, num_real_views=5)
+    assert batch["image"].shape == (6, 4)
+    assert batch["image"][4:, 3].tolist() == [1.0, 1.0]
+    assert batch["indices"][4:, 0].tolist() == [5, 5]
+    assert batch["mask"].shape == (6, 1)
+    assert "depth_image" not in batch
+
+
+@pytest.mark.parametrize(
+    ("num_rays", "share", "expected"),
+    [(1024, 0.35, 358), (64, 0.25, 16), (64, 0.0, 0), (4, 0.9, 2), (10, 0.01, 0)],
+)
+def test_the_number_of_pseudo_rays_is_even_and_leaves_real_ones(num_rays, share, expected):
+    assert num_pseudo_rays(num_rays, share) == expected
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def test_a_batch_keeps_its_size_and_has_its_share(manager):
+    rays, batch = _next(manager, MIDDLE)
+    is_pseudo = batch["is_pseudo"]
+    assert len(rays) == len(batch["image"]) == len(batch["indices"]) == NUM_RAYS
+    assert is_pseudo.sum() == 16
+    assert bool(is_pseudo[-16:].all())
+    assert batch["pseudo_weight"] == manager.config.pseudo_views.schedule.peak_weight
+    assert bool((batch["confidence"][~is_pseudo] == 1).all())
+    assert rays.camera_indices is not None
+    assert torch.equal(rays.camera_indices[:, 0], batch["indices"][:, 0])
+    assert bool((is_pseudo == (batch["indices"][:, 0] >= NUM_REAL)).all())
+    assert manager.get_train_rays_per_batch() == NUM_RAYS
+
+
+def test_pseudo_pixels_are_trusted_and_carry_their_views_colour(manager):
+    for step in range(MIDDLE, MIDDLE + 5):
+        _, batch = _next(manager, step)
+        pseudo = batch["is_pseudo"]
+        places = batch["indices"][pseudo]
+        for (view, row, column), rgb, confidence in zip(
+            places.tolist(), batch["image"][pseudo], batch["confidence"][pseudo], strict=True
+        ):
+            source = manager.pseudo_views[view - NUM_REAL]
+            assert source.confidence[row, column] > 0
+            assert float(confidence) == pytest.approx(source.confidence[row, column] / 255)
+            assert rgb.tolist() == pytest.approx(source.image[row, column] / 255)
+
+
+def test_while_pseudo_views_weigh_nothing_all_rays_are_real(manager):
+    for step in (0, 9, NUM_STEPS - 1):
+        rays, batch = _next(manager, step)
+        assert len(rays) == NUM_RAYS
+        assert "is_pseudo" not in batch
+        assert int(batch["indices"][:, 0].max()) < NUM_REAL
+
+
+def test_disabled_it_is_nerfstudios_own_datamanager(folder):
+    """Bit by bit, also against a manager with pseudo views on the steps that are all real."""
+    import random
+
+    batches = []
+    for target in (None, VanillaDataManager[PhotoDataset]):
+        random.seed(0)  # decides the order in which upstream stacks the photographs
+        config = _config(folder)
+        config.pseudo_views.enabled = False
+        if target is not None:
+            config._target = target
+        batches.append(_next(config.setup(device="cpu", test_mode="val"), MIDDLE))
+    (rays, batch), (expected_rays, expected) = batches
+    assert batch.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(batch[name], value), name
+    assert torch.equal(rays.origins, expected_rays.origins)
+    assert torch.equal(rays.directions, expected_rays.directions)
+
+
+def test_real_rays_of_a_mixed_batch_come_from_nerfstudios_sampler(manager):
+    _, batch = _next(manager, MIDDLE)
+    sampler = manager.train_pixel_sampler
+    sampler.set_num_rays_per_batch(48)
+    torch.manual_seed(MIDDLE)
+    expected_rays, expected = VanillaDataManager.next_train(manager, MIDDLE)
+    sampler.set_num_rays_per_batch(NUM_RAYS)
+    rays, _ = _next(manager, MIDDLE)
+    assert torch.equal(batch["indices"][:48], expected["indices"])
+    assert torch.equal(batch["image"][:48], expected["image"])
+    assert torch.equal(rays.directions[:48], expected_rays.directions)
+
+
+def test_a_batch_depends_on_its_step_alone(manager):
+    """Not on the batches before it: a resumed run draws what the whole run would have drawn."""
+    first = _next(manager, MIDDLE)[1]
+    for step in (3, 70, 71):
+        _next(manager, step)
+    again = _next(manager, MIDDLE)[1]
+    assert torch.equal(first["indices"], again["indices"])
+    other = _next(manager, MIDDLE + 1)[1]
+    assert not torch.equal(first["indices"][48:], other["indices"][48:])
+
+
+# ---------------------------------------------------------------------- captures
+
+
+def test_p16_pseudo_views_are_counted_nowhere(manager):
+    assert len(manager.pseudo_views) == 10
+    assert len(manager.train_dataset) == len(manager.train_dataset.cameras) == NUM_REAL
+    assert len(manager.eval_dataset) == 1
+    assert int(next(manager.iter_train_image_dataloader)["image_idx"].max()) == NUM_REAL - 1
+    sources = manager.train_dataset.metadata[METADATA_KEY]
+    names = [path.name for path in manager.train_dataset.image_filenames]
+    for view, first, second in zip(
+        manager.pseudo_views, sources.first, sources.second, strict=True
+    ):
+        assert view.provenance.source_names == (names[first], names[second])
+
+
+def test_the_plan_is_said_and_stored(folder, capsys):
+    manager = _manager(folder)
+    assert "16 of 64" in " ".join(capsys.readouterr().out.split())
+    assert manager.config.pseudo_views.schedule.share == 0.25
+    manager.config.pseudo_views.schedule.equal_real_steps = True
+    assert manager.planned_length(NUM_STEPS) > NUM_STEPS
+
+
+def test_photographs_stay_distorted_and_are_interpolated_undistorted(folder, manager):
+    """The interpolation sees what the full-image datamanager sees; rays follow the distortion."""
+    config: Any = copy.deepcopy(ps4pro_splatfacto.config.pipeline.datamanager)
+    config.data, config.pseudo_views.enabled = folder, False
+    full = config.setup(device="cpu", test_mode="test")
+    files = full.train_dataset.image_filenames
+    expected = source_views(full.cached_train, full.train_dataset.cameras, files)
+    photographs, cameras = undistorted_photographs(manager.train_dataset)
+    found = source_views(photographs, cameras, files)
+    for image, other in zip(found.images, expected.images, strict=True):
+        assert np.array_equal(image, other)
+    np.testing.assert_array_equal(found.intrinsics, expected.intrinsics)
+    distortion = manager.train_dataset.cameras.distortion_params
+    assert bool((distortion[:, 0] == 0.05).all())
+
+
+def test_masked_pixels_enter_nothing(tmp_path):
+    """The left ten columns are masked: in real views, in pseudo views, and in a view's metrics."""
+
+    def with_masks(meta: dict) -> None:
+        for index, frame in enumerate(meta["frames"]):
+            frame["mask_path"] = f"masks/{index:03d}.png"
+
+    scene = write_capture(tmp_path / "scene", edit=with_masks)
+    mask = np.full((48, 64), 255, np.uint8)
+    mask[:, :10] = 0
+    (scene / "masks").mkdir()
+    for path in (scene / "images").iterdir():
+        Image.fromarray(mask).save(scene / "masks" / path.name)
+    manager = _manager(scene)
+    _, batch = _next(manager, MIDDLE)
+    real = batch["indices"][~batch["is_pseudo"]]
+    assert len(real) == 48
+    assert int(real[:, 2].min()) >= 10
+    assert bool(batch["mask"].all())
+    for view in manager.pseudo_views:
+        assert (view.confidence[:, :5] == 0).all()
+    assert not bool(manager.next_eval_image(0)[1]["mask"][:, :10].any())
+
+
+def test_dense_captures_stay_as_they_are(folder, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager.augment",
+        lambda *_: pytest.fail("looked for points that nothing needs"),
+    )
+    config = _config(folder)
+    config.pseudo_views.schedule.share = None
+    config.pseudo_views.schedule.num_views_none = NUM_REAL
+    config.pseudo_views.schedule.num_views_full = 2
+    manager = config.setup(device="cpu", test_mode="val")
+    assert "dense enough" in capsys.readouterr().out
+    assert manager.pseudo_views == []
+    assert METADATA_KEY not in manager.train_dataset.metadata
+
+
+def test_unusable_captures_are_refused_before_an_image_is_read(tmp_path):
+    scene = write_capture(tmp_path / "scene", num_images=3)
+    with pytest.raises(InputError, match="no evaluation view"):
+        _manager(scene)
+    scene = write_capture(tmp_path / "sizes", edit=lambda meta: meta.update(w=63))
+    with pytest.raises(InputError, match="64x48 pixels, its camera 63x48"):
+        _manager(scene)
+    scene = write_capture(tmp_path / "damaged")
+    (scene / "images/003.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"003\.png cannot be read"):
+        _manager(scene)
+
+
+def test_photographs_of_the_same_name_are_told_apart(tmp_path):
+    """Left and right camera of a rig; a pseudo view names the photographs it lies between."""
+    view = _view(np.full((4, 4), 255, np.uint8), 0)
+    names = source_views(
+        [{"image": torch.from_numpy(view.image)}] * 2,
+        view.to_cameras()[torch.tensor([0, 0])],
+        [tmp_path / "left/1.png", tmp_path / "right/1.png"],
+    ).names
+    assert names == ["left/1.png", "right/1.png"]
