@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,35 @@ class Page:
     def scroll(self, x: float, y: float, pixels: float) -> None:
         """Turn the mouse wheel there; positive pixels zoom out of a 3-D view."""
         self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=pixels)
+
+    def click(self, x: float, y: float) -> None:
+        """Press and release the left mouse button there."""
+        self.drag([(x, y)])
+
+    def drag(self, places: Sequence[tuple[float, float]], button: str = "left") -> None:
+        """Move the mouse along the places with a button held down."""
+        first, last = places[0], places[-1]
+        self._mouse("mouseMoved", first)
+        self._mouse("mousePressed", first, button)
+        for place in places[1:]:
+            self._mouse("mouseMoved", place, button)
+        self._mouse("mouseReleased", last, button)
+
+    def _mouse(self, kind: str, place: tuple[float, float], button: str = "none") -> None:
+        x, y = place
+        self.call(
+            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button,
+            buttons={"none": 0, "left": 1, "right": 2}[button], clickCount=int(button != "none"),
+        )  # fmt: skip
+
+    def type_text(self, text: str) -> None:
+        """Type into the element that has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str, code: int) -> None:
+        """Press a key, e.g. ("Enter", 13)."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = 90.0) -> Any:
         """Call the function until it returns something true, and return that."""
