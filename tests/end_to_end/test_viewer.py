@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,8 @@ def _serving(log: Path, name: str, *arguments: object, cwd: Path):
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended, and its children with it
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -77,11 +78,18 @@ def _text(page: Page) -> str:
 
 
 def _pixels(page: Page, colour: tuple[int, int, int]) -> np.ndarray:
-    """Pixels [N, 2] (x, y) of the canvas that have a colour."""
+    """Pixels [N, 2] (x, y) of the canvas of a colour, or of it blended with the background.
+
+    On a slow machine the page draws coarser than the screen; the clearest pixels come first.
+    """
     left, top, right, bottom = _CANVAS
-    canvas = np.asarray(page.screenshot().crop((left, top, right, bottom)), dtype=np.int64)
-    row, column = np.nonzero(np.abs(canvas - np.array(colour)).max(-1) < 12)
-    return np.stack([column + left, row + top], axis=1)
+    canvas = np.asarray(page.screenshot().crop((left, top, right, bottom)), dtype=np.float64)
+    beyond, towards = canvas - _BACKGROUND, np.array(colour) - _BACKGROUND
+    strength = np.linalg.norm(beyond, axis=-1)
+    cosine = beyond @ towards / np.maximum(strength * np.linalg.norm(towards), 1e-9)
+    row, column = np.nonzero((cosine > 0.985) & (strength > 60))
+    clearest = np.argsort(-strength[row, column], kind="stable")
+    return np.stack([column + left, row + top], axis=1)[clearest]
 
 
 def _click_button(page: Page, text: str) -> None:
@@ -170,22 +178,28 @@ def test_views_are_shown_and_looking_at_them_changes_nothing(trained: Run, tmp_p
             page.wait_for(lambda: "Pseudo cameras" in _text(page))
             page.wait_for(lambda: min(len(_pixels(page, one)) for one in (_REAL, _PSEUDO)) > 50)
             num_real = len(_pixels(page, _REAL))  # the pictures hold a little of it themselves
+            # The first box is the page's own, for its frame rate.
             boxes = "document.querySelectorAll('input[type=checkbox]')"
-            page.evaluate(f"{boxes}[0].click()")
-            page.wait_for(lambda: len(_pixels(page, _REAL)) < num_real / 4)
+            page.evaluate(f"{boxes}[1].click()")
+            page.wait_for(lambda: len(_pixels(page, _REAL)) < num_real / 2)
 
+            page.wait_for(lambda: len(_pixels(page, _PSEUDO)) > 50)
             edges = _pixels(page, _PSEUDO)
-            assert len(edges) > 50
-            page.click(*edges[len(edges) // 2].tolist())
-            page.wait_for(lambda: "Pseudo view" in _text(page))
+            places = iter(edges[:: max(len(edges) // 20, 1)].tolist())
+
+            def chosen() -> bool:
+                page.click(*next(places))
+                return "Pseudo view" in _text(page)
+
+            page.wait_for(chosen)
             page.wait_for(lambda: page.evaluate(_NUM_PICTURES) == 2)
             said = _text(page)
             assert "mean confidence" in said
             assert said.partition("Pseudo view")[2].count(".png") >= 2  # its sources
             page.screenshot().save(_artefacts() / "viewer_views.png")
 
-            page.evaluate(f"{boxes}[1].click()")
-            page.wait_for(lambda: len(_pixels(page, _PSEUDO)) < len(edges) / 4)
+            page.evaluate(f"{boxes}[2].click()")
+            page.wait_for(lambda: len(_pixels(page, _PSEUDO)) < len(edges) / 2)
 
             _click_button(page, "Resume Training")
             page.wait_for(lambda: process.poll() is not None)

@@ -57,8 +57,6 @@ def main() -> None:
 
 
 def _take(page: Page, options: argparse.Namespace) -> None:
-    # The page draws coarser on slow machines, down to a fifth of this ratio.
-    page.evaluate("Object.defineProperty(window, 'devicePixelRatio', {get: () => 5})")
     page.call(
         "Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1,
         mobile=False,
