@@ -134,7 +134,8 @@ def augment(
     if pseudo.control == "oracle":
         views = _oracle(between)
     made = _pseudo_views(views, config, device, cache)
-    say(made.describe())
+    if use_views:
+        say(made.describe())
     num_dense = 0
     if use_points:
         fused = _with_dense_points(made, points, are_random, config)
@@ -224,7 +225,7 @@ def _pseudo_views(
     }[pseudo.control]
     name = "linear-blend" if pseudo.control == "linear-blend" else pseudo.interpolator
     with Progress(transient=True, console=CONSOLE) as progress:
-        task = progress.add_task("Making pseudo views", total=None)
+        task = progress.add_task("Matching neighbouring photographs", total=None)
         return load_or_make(
             cache / "pseudo_views",
             views,
