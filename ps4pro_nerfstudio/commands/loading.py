@@ -118,7 +118,8 @@ class CaptureCommand:
                 # Who asks for pseudo views gets them, however dense the capture is.
                 schedule=PseudoViewScheduleConfig(share=0.5),
             ),
-            dense_points=replace(self.dense_points, enabled=True),
+            # The same holds for points.
+            dense_points=replace(self.dense_points, enabled=True, max_views=len(dataset)),
             seed_points=self.seed_points,
             cache_dir=self.cache_dir,
         )

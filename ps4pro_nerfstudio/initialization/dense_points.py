@@ -27,9 +27,11 @@ class DensePointsConfig:
     spacing_px: float = 4.0
     """Distance between neighbouring points, in pixels of the frames that they come from."""
     max_points: int = 60_000
-    """Most points, sparse ones included; of more, a random draw stays."""
+    """Most points, sparse ones included; sparse points always stay, dense ones are drawn at random
+    from what is left."""
     as_many_as_sparse: bool = False
-    """For comparisons: keep as many points as the sparse ones alone, drawn at random from all."""
+    """For comparisons: keep as many points as the sparse ones alone, drawn at random from all.
+    Without sparse points all stay."""
     max_views: int = 100
     """Captures with more photographs than this are dense: their sparse points will do."""
     seed: int = 0
@@ -88,7 +90,7 @@ def fuse(
     else:
         xyz, rgb = sparse.xyz, sparse.rgb
     order = generator.permutation(len(xyz))
-    if config.as_many_as_sparse:
+    if config.as_many_as_sparse and len(sparse) > 0:
         order = order[: len(sparse)]
     return PointCloud(xyz[order].astype(np.float32), rgb[order].astype(np.uint8))
 

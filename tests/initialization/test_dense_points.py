@@ -86,6 +86,13 @@ def test_for_comparisons_there_are_as_many_points_as_without() -> None:
     fused = fuse([observed(plane(0.05))], sparse, config)
     assert len(fused) == 20
     assert (fused.rgb == 100).all(axis=1).sum() > 15
+    assert len(fuse([observed(plane(0.05))], NO_POINTS, config)) > 1000
+
+
+def test_sparse_points_stay_even_where_they_are_too_many() -> None:
+    sparse = PointCloud(plane(1.0).astype(np.float32), np.zeros((64, 3), np.uint8))
+    fused = fuse([observed(plane(0.05))], sparse, DensePointsConfig(max_points=10))
+    assert sorted(map(tuple, fused.xyz)) == sorted(map(tuple, sparse.xyz))
 
 
 def test_the_draw_is_repeatable() -> None:
