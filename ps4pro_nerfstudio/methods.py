@@ -53,49 +53,54 @@ def _splat_optimizers() -> dict:
     }
 
 
-ps4pro_splatfacto = MethodSpecification(
-    config=PS4PROTrainerConfig(
-        method_name="ps4pro-splatfacto",
-        max_num_iterations=7000,
-        steps_per_save=1000,
+def _splatfacto(
+    name: str,
+    num_steps: int,
+    steps_per_save: int,
+    steps_per_eval_all_images: int,
+    model: PS4PROSplatfactoModelConfig,
+) -> PS4PROTrainerConfig:
+    return PS4PROTrainerConfig(
+        method_name=name,
+        max_num_iterations=num_steps,
+        steps_per_save=steps_per_save,
         steps_per_eval_batch=0,
         steps_per_eval_image=500,
-        steps_per_eval_all_images=3500,
+        steps_per_eval_all_images=steps_per_eval_all_images,
         mixed_precision=False,
         pipeline=VanillaPipelineConfig(
             datamanager=PseudoViewDatamanagerConfig(
                 dataparser=NerfstudioDataParserConfig(load_3D_points=True),
             ),
-            model=PS4PROSplatfactoModelConfig(),
+            model=model,
         ),
         optimizers=_splat_optimizers(),
         # Loopback: who wants the viewer on the network says so (--viewer.websocket-host 0.0.0.0).
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
         # The viewer alone would switch evaluation off.
         vis="viewer+tensorboard",
+    )
+
+
+ps4pro_splatfacto = MethodSpecification(
+    config=_splatfacto(
+        "ps4pro-splatfacto",
+        num_steps=7000,
+        steps_per_save=1000,
+        steps_per_eval_all_images=3500,
+        model=PS4PROSplatfactoModelConfig(),
     ),
     description="Splatfacto with pseudo views for sparse captures; trains on GPU and CPU.",
 )
 
 ps4pro_splatfacto_big = MethodSpecification(
-    config=PS4PROTrainerConfig(
-        method_name="ps4pro-splatfacto-big",
-        max_num_iterations=30_000,
+    config=_splatfacto(
+        "ps4pro-splatfacto-big",
+        num_steps=30_000,
         steps_per_save=2000,
-        steps_per_eval_batch=0,
-        steps_per_eval_image=500,
         steps_per_eval_all_images=10_000,
-        mixed_precision=False,
-        pipeline=VanillaPipelineConfig(
-            datamanager=PseudoViewDatamanagerConfig(
-                dataparser=NerfstudioDataParserConfig(load_3D_points=True),
-            ),
-            # Splatfacto-big's thresholds: faint Gaussians stay and more of them are split.
-            model=PS4PROSplatfactoModelConfig(cull_alpha_thresh=0.005, densify_grad_thresh=0.0005),
-        ),
-        optimizers=_splat_optimizers(),
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
-        vis="viewer+tensorboard",
+        # Splatfacto-big's thresholds: faint Gaussians stay and more of them are split.
+        model=PS4PROSplatfactoModelConfig(cull_alpha_thresh=0.005, densify_grad_thresh=0.0005),
     ),
     description="ps4pro-splatfacto with more Gaussians and a longer training.",
 )

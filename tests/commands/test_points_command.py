@@ -21,6 +21,7 @@ from ps4pro_nerfstudio.commands.points import (
     write_points,
 )
 from ps4pro_nerfstudio.dataparsers.nerfstudio_dataparser import CheckedNerfstudio
+from ps4pro_nerfstudio.initialization.dense_points import DensePointsConfig
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 from tests.conftest import CaptureMaker
@@ -68,6 +69,23 @@ def test_points_lie_where_the_original_cameras_see_them(
     outputs = parser.setup().get_dataparser_outputs("train")
     back = CaptureFrame.of(outputs, data, meta).points(outputs.metadata["points3D_xyz"].numpy())
     np.testing.assert_allclose(back, xyz, atol=1e-5)
+
+
+def test_a_capture_of_many_photographs_gets_points_too(
+    capture: CaptureMaker, tmp_path: Path
+) -> None:
+    """Training leaves them out of captures with more photographs than `max_views`."""
+    data = capture(num_images=4, width=96, height=72)
+    file = tmp_path / "points.ply"
+    Points(
+        data=data,
+        output=file,
+        interpolator="optical-flow",
+        dense_points=DensePointsConfig(max_views=2),
+    ).run()
+    cloud = trimesh.load(file, process=False)
+    assert isinstance(cloud, trimesh.PointCloud)
+    assert len(cloud.vertices) > 400 + 100  # the capture brings 400
 
 
 def test_options_that_choose_views_hold_the_others_out() -> None:
