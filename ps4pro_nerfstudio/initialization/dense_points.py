@@ -24,9 +24,9 @@ class DensePointsConfig:
 
     enabled: bool = True
     """Add points where the photographs show the same surface; False keeps sparse points only."""
-    spacing_px: float = 4.0
+    spacing_px: float = 2.0
     """Distance between neighbouring points, in pixels of the frames that they come from."""
-    max_points: int = 60_000
+    max_points: int = 150_000
     """Most points, sparse ones included; sparse points always stay, dense ones are drawn at random
     from what is left."""
     as_many_as_sparse: bool = False

@@ -26,6 +26,8 @@ class SeedPoints:
     reprojection_errors_px: NDArray[np.float32]
     """[P] mean distance of a point to where it was found, in pixels of the given images; NaN for a
     random point."""
+    seen_by: NDArray[np.bool_]
+    """[P, N] in which of the N views a point was found; in none for a random point."""
     method: Literal["triangulated", "random"]
     """Where the points come from."""
 

@@ -30,7 +30,7 @@ from ps4pro_nerfstudio.messages import InputError, say, warn
 __all__ = ["SeedPoints", "SeedPointsConfig", "seed_points"]
 
 # Part of the key: raise it when the same input gives other points than before.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 def seed_points(
@@ -78,7 +78,7 @@ def seed_points(
 
     start = time.perf_counter()
     cache_file = _cache_file(cache_folder, views, config)
-    points = _load(cache_file)
+    points = _load(cache_file, len(views))
     origin = "from the cache"
     if points is None:
         points = triangulate_points(
@@ -129,6 +129,7 @@ def _random_points(views: TrainViews, config: SeedPointsConfig) -> SeedPoints:
         rgb=colors_of_points(xyz, views),
         track_lengths=np.zeros(len(xyz), np.int32),
         reprojection_errors_px=np.full(len(xyz), np.nan, np.float32),
+        seen_by=np.zeros((len(xyz), len(views)), np.bool_),
         method="random",
     )
 
@@ -148,7 +149,7 @@ def _cache_file(folder: Path | None, views: TrainViews, config: SeedPointsConfig
     return Path(folder) / f"seed_points_{digest.hexdigest()[:32]}.npz"
 
 
-def _load(path: Path | None) -> SeedPoints | None:
+def _load(path: Path | None, num_views: int) -> SeedPoints | None:
     """Points of a cache file; None where there is no usable one."""
     if path is None:
         return None
@@ -161,6 +162,7 @@ def _load(path: Path | None) -> SeedPoints | None:
                 rgb=stored["rgb"],
                 track_lengths=stored["track_lengths"],
                 reprojection_errors_px=stored["reprojection_errors_px"],
+                seen_by=stored["seen_by"],
                 method="triangulated",
             )
         count = len(points)
@@ -169,6 +171,7 @@ def _load(path: Path | None) -> SeedPoints | None:
             (points.rgb, np.uint8, (count, 3)),
             (points.track_lengths, np.int32, (count,)),
             (points.reprojection_errors_px, np.float32, (count,)),
+            (points.seen_by, np.bool_, (count, num_views)),
         ]
         if any(a.dtype != dtype or a.shape != shape for a, dtype, shape in layout):
             raise ValueError("unexpected arrays")
@@ -195,6 +198,7 @@ def _save(path: Path | None, points: SeedPoints) -> None:
                 rgb=points.rgb,
                 track_lengths=points.track_lengths,
                 reprojection_errors_px=points.reprojection_errors_px,
+                seen_by=points.seen_by,
             )
         os.replace(partial, path)
         partial = None

@@ -449,7 +449,9 @@ def _seed_points(
 
     lengths = np.array([track.num_views for track in kept], np.int32)
     rgb = np.zeros((len(kept), 3))
+    seen_by = np.zeros((len(kept), len(views)), np.bool_)
     for index, track in enumerate(kept):
+        seen_by[index, [view for view, _ in track.elements]] = True
         colors = []
         for view, position in track.elements:
             image = views.images[view]
@@ -464,5 +466,6 @@ def _seed_points(
         rgb=np.round(rgb).astype(np.uint8),
         track_lengths=lengths,
         reprojection_errors_px=np.array(errors, np.float32),
+        seen_by=seen_by,
         method="triangulated",
     )
