@@ -14,12 +14,15 @@ import tyro
 from tyro.conf import subcommand
 
 from ps4pro_nerfstudio.benchmark.interpolators import InterpolatorsBenchmark
+from ps4pro_nerfstudio.benchmark.ipsm import IPSMBenchmark
+from ps4pro_nerfstudio.benchmark.ipsm_step import IPSMStepBenchmark
 from ps4pro_nerfstudio.benchmark.pseudo_views import PseudoViewsBenchmark
 from ps4pro_nerfstudio.benchmark.rasterizer import RasterizerBenchmark
 from ps4pro_nerfstudio.benchmark.scenes.command import ScenesBenchmark
 from ps4pro_nerfstudio.benchmark.startup import StartupBenchmark
 from ps4pro_nerfstudio.benchmark.summary import Summary
 from ps4pro_nerfstudio.commands.augment import Augment
+from ps4pro_nerfstudio.commands.fetch_weights import FetchWeights
 from ps4pro_nerfstudio.commands.points import Points
 from ps4pro_nerfstudio.demo import DemoScene
 from ps4pro_nerfstudio.interpolation.video import Interpolate
@@ -65,6 +68,8 @@ class Bench:
         | Annotated[InterpolatorsBenchmark, subcommand("interpolators", prefix_name=False)]
         | Annotated[PseudoViewsBenchmark, subcommand("pseudo-views", prefix_name=False)]
         | Annotated[ScenesBenchmark, subcommand("scenes", prefix_name=False)]
+        | Annotated[IPSMBenchmark, subcommand("ipsm", prefix_name=False)]
+        | Annotated[IPSMStepBenchmark, subcommand("ipsm-step", prefix_name=False)]
     )
     """What to measure."""
 
@@ -80,6 +85,7 @@ Command = (
     | Annotated[Interpolate, subcommand("interpolate")]
     | Annotated[Augment, subcommand("augment")]
     | Annotated[Points, subcommand("points")]
+    | Annotated[FetchWeights, subcommand("fetch-weights")]
     | Annotated[TrainInterpolator, subcommand("train-interpolator")]
     | Annotated[EvalInterpolator, subcommand("eval-interpolator")]
     | Annotated[Bench, subcommand("bench"), tyro.conf.OmitArgPrefixes]

@@ -14,13 +14,17 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager import PseudoRayDatamanagerConfig
 from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import PseudoViewDatamanagerConfig
+from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanagerConfig
 from ps4pro_nerfstudio.engine.checkpoints import allow_numpy_scalars
 from ps4pro_nerfstudio.engine.optimizers import FusedAdamOptimizerConfig
 from ps4pro_nerfstudio.engine.programs import provide_ffmpeg
 from ps4pro_nerfstudio.engine.schedulers import FloatExponentialDecaySchedulerConfig
 from ps4pro_nerfstudio.engine.trainer import PS4PROTrainerConfig
+from ps4pro_nerfstudio.models.ipsm import IPSMModelConfig
+from ps4pro_nerfstudio.models.ipsm_schedule import IPSMScheduleConfig
 from ps4pro_nerfstudio.models.nerfacto import PS4PRONerfactoModelConfig
 from ps4pro_nerfstudio.models.splatfacto import PS4PROSplatfactoModelConfig
+from ps4pro_nerfstudio.pseudo_views.perturbed import PerturbedCamerasConfig
 
 # Every ns-* command imports its plugins: from here on older checkpoints load, and ns-render finds
 # ffmpeg, whatever the method.
@@ -59,6 +63,7 @@ def _splatfacto(
     steps_per_save: int,
     steps_per_eval_all_images: int,
     model: PS4PROSplatfactoModelConfig,
+    datamanager: PseudoViewDatamanagerConfig | None = None,
 ) -> PS4PROTrainerConfig:
     return PS4PROTrainerConfig(
         method_name=name,
@@ -69,7 +74,8 @@ def _splatfacto(
         steps_per_eval_all_images=steps_per_eval_all_images,
         mixed_precision=False,
         pipeline=VanillaPipelineConfig(
-            datamanager=PseudoViewDatamanagerConfig(
+            datamanager=datamanager
+            or PseudoViewDatamanagerConfig(
                 dataparser=NerfstudioDataParserConfig(load_3D_points=True),
             ),
             model=model,
@@ -194,4 +200,40 @@ ps4pro_nerfacto_small = MethodSpecification(
         vis="viewer+tensorboard",
     ),
     description="ps4pro-nerfacto with a field small enough for a CPU.",
+)
+
+
+def _ipsm(name: str, model: IPSMModelConfig, unseen: PerturbedCamerasConfig) -> PS4PROTrainerConfig:
+    return _splatfacto(
+        name,
+        num_steps=10_000,
+        steps_per_save=1000,
+        steps_per_eval_all_images=5000,
+        model=model,
+        datamanager=UnseenViewDatamanagerConfig(
+            dataparser=NerfstudioDataParserConfig(load_3D_points=True), unseen=unseen
+        ),
+    )
+
+
+ipsm_gaussian = MethodSpecification(
+    config=_ipsm("ipsm-gaussian", IPSMModelConfig(), PerturbedCamerasConfig(frame="llff")),
+    description="Splats from 3 to 9 photographs with depth, geometry and a diffusion prior (IPSM).",
+)
+
+ipsm_gaussian_dtu = MethodSpecification(
+    config=_ipsm(
+        "ipsm-gaussian-dtu",
+        IPSMModelConfig(
+            ssim_lambda=0.6,
+            seen_depth_weight=0.005,
+            unseen_depth_weight=0.05,
+            geo_weight=0.2,
+            background_prior=True,
+            reset_opacity=0.05,
+            schedule=IPSMScheduleConfig(reset_at=tuple(range(2001, 10_000, 1000))),
+        ),
+        PerturbedCamerasConfig(frame="dtu"),
+    ),
+    description="ipsm-gaussian for cameras around an object before black or white cloth (DTU).",
 )

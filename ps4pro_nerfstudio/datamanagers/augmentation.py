@@ -26,7 +26,11 @@ from ps4pro_nerfstudio.initialization.dense_points import (
     PointObservations,
     fuse,
 )
-from ps4pro_nerfstudio.initialization.seed_points import SeedPointsConfig, seed_points
+from ps4pro_nerfstudio.initialization.seed_points import (
+    SeedPoints,
+    SeedPointsConfig,
+    seed_points,
+)
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
 from ps4pro_nerfstudio.messages import InputError, say
@@ -93,6 +97,11 @@ class Augmentation:
     """How many of the points are sparse ones of the capture."""
     num_dense: int = 0
     """How many come from dense correspondences; what is neither sparse nor dense is random."""
+    frames: list[PseudoView] = field(default_factory=list)
+    """All frames that were made, also those that shall not be trained on: their depths."""
+    tracks: SeedPoints | None = None
+    """Points triangulated from features, with the views that found them; None for those that the
+    capture brings, whose views are not known."""
 
 
 def augment(
@@ -102,6 +111,7 @@ def augment(
     device: torch.device | str = "cpu",
     data: Path | None = None,
     between: SourceViews | None = None,
+    want_frames: bool = False,
 ) -> Augmentation:
     """Make, or load, pseudo views and initial points of a capture; says in one line each what.
 
@@ -112,13 +122,15 @@ def augment(
         device: where the interpolator works.
         data: the capture, a folder or its json file, which also keeps what was made.
         between: photographs taken between the training views, for the control "oracle" alone.
+        want_frames: make frames even where neither pseudo views nor dense points are wanted.
 
     Raises:
         InputError: a capture that cannot be used, see `initialization.seed_points`; the control
             "oracle" without photographs for it.
     """
     cache = _cache(config, data)
-    points, are_random = _sparse_points(views, sparse, config, cache)
+    points, tracks = _sparse_points(views, sparse, config, cache)
+    are_random = tracks is not None and tracks.method == "random"
     num_sparse = 0 if are_random else len(points)
     pseudo = config.pseudo_views
     num_real = len(views.images)
@@ -127,8 +139,8 @@ def augment(
     use_points &= num_real <= config.dense_points.max_views
     if pseudo.enabled and not use_views:
         say(f"no pseudo views: {num_real} training views are dense enough")
-    if not (use_views or use_points):
-        return Augmentation([], points, num_sparse)
+    if not (use_views or use_points or want_frames):
+        return Augmentation([], points, num_sparse, tracks=tracks)
     # The depth of random points says nothing about the scene.
     views = replace(views, points=None if are_random else points.xyz)
     if pseudo.control == "oracle":
@@ -141,7 +153,8 @@ def augment(
         fused = _with_dense_points(made, points, are_random, config)
         num_dense = 0 if fused is points else len(fused) - num_sparse
         points = fused
-    return Augmentation(made.views if use_views else [], points, num_sparse, num_dense)
+    views_to_train = made.views if use_views else []
+    return Augmentation(views_to_train, points, num_sparse, num_dense, made.views, tracks)
 
 
 def plan(
@@ -195,10 +208,10 @@ def _oracle(between: SourceViews | None) -> SourceViews:
 
 def _sparse_points(
     views: SourceViews, sparse: PointCloud | None, config: AugmentationConfig, cache: Path
-) -> tuple[PointCloud, bool]:
-    """Points of the capture, else triangulated ones, and whether they are random."""
+) -> tuple[PointCloud, SeedPoints | None]:
+    """Points of the capture, else those that are made here, with how they were made."""
     if sparse is not None and len(sparse) >= config.seed_points.min_points:
-        return sparse, False
+        return sparse, None
     made = seed_points(
         views.images,
         views.valid or [None] * len(views.images),
@@ -208,7 +221,7 @@ def _sparse_points(
         config=config.seed_points,
         cache_folder=cache / "seed_points",
     )
-    return PointCloud(made.xyz, made.rgb), made.method == "random"
+    return PointCloud(made.xyz, made.rgb), made
 
 
 def _pseudo_views(

@@ -28,6 +28,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from torch import Tensor
 
 from ps4pro_nerfstudio.datamanagers.augmentation import (
+    Augmentation,
     AugmentationConfig,
     augment,
     plan,
@@ -73,6 +74,8 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
     """See the module's docstring."""
 
     config: PseudoViewDatamanagerConfig
+    _wants_frames = False
+    """Whether frames are made even when neither pseudo views nor dense points are wanted."""
     train_dataset: PhotoDataset
     eval_dataset: PhotoDataset
 
@@ -91,6 +94,8 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
         self._schedule: PseudoViewSchedule | None = None
         self._num_real_served = 0
         self.served: ServedView | None = None
+        self.latest_unseen: Cameras | None = None
+        """Camera near the latest real view, of methods that render such; in a batch of one."""
         if test_mode == "val":
             check_captures(self.train_dataset, self.eval_dataset)
             self._augment()
@@ -119,17 +124,23 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
         """Make pseudo views, and give the model initial points from training views."""
         metadata = self.train_dataparser_outputs.metadata
         dataset = self.train_dataset
+        views = source_views(self.cached_train, dataset.cameras, dataset.image_filenames)
         made = augment(
-            source_views(self.cached_train, dataset.cameras, dataset.image_filenames),
+            views,
             sparse_points(metadata),
             self.config,
             self.device,
             self.config.data,
             self._photographs_between() if self.config.pseudo_views.control == "oracle" else None,
+            self._wants_frames,
         )
         self.pseudo_views = made.pseudo_views
+        self._keep(views, made)
         metadata["points3D_xyz"] = torch.from_numpy(made.points.xyz)
         metadata["points3D_rgb"] = torch.from_numpy(made.points.rgb)
+
+    def _keep(self, views: SourceViews, made: Augmentation) -> None:
+        """Take more of what was made; here nothing more is needed."""
 
     def _photographs_between(self) -> SourceViews | None:
         """Photographs between the training views that are not test views; None: not known."""

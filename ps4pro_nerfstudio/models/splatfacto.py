@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from gsplat.strategy import DefaultStrategy
@@ -195,26 +195,13 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         self.last_size = (height, width)
 
         with_depth = config.output_depth_during_training or not self.training
-        sh_degree, colors = self._colors(params)
         background = self._get_background_color()
-        render, alpha, self.info = rasterization(
-            means=params["means"],
-            quats=params["quats"],
-            scales=params["scales"].exp(),
-            opacities=params["opacities"].sigmoid().squeeze(-1),
-            colors=colors,
-            viewmats=world_to_camera(camera_to_worlds.to(self.device)),
-            Ks=intrinsics,
-            width=width,
-            height=height,
-            packed=False,
-            near_plane=0.01,
-            far_plane=1e10,
-            render_mode="RGB+ED" if with_depth else "RGB",
-            sh_degree=sh_degree,
-            sparse_grad=False,
-            absgrad=self.strategy.absgrad,
-            rasterize_mode=config.rasterize_mode,
+        render, alpha, self.info = self._rasterize(
+            params,
+            world_to_camera(camera_to_worlds.to(self.device)),
+            intrinsics,
+            (width, height),
+            "RGB+ED" if with_depth else "RGB",
         )
         if self.training:
             self.strategy.step_pre_backward(
@@ -238,6 +225,44 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             depth = render[..., 3:4]
             outputs["depth"] = torch.where(alpha > 0, depth, depth.detach().max()).squeeze(0)
         return outputs
+
+    def _rasterize(
+        self,
+        params: Mapping[str, Tensor],
+        world_to_cameras: Tensor,  # [C, 4, 4], OpenCV axes
+        intrinsics: Tensor,  # [C, 3, 3]
+        size: tuple[int, int],  # width, height
+        render_mode: Literal["RGB", "RGB+D", "RGB+ED"],
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Render [C, H, W, 3 or 4] without background, accumulation [C, H, W, 1], gsplat's info.
+
+        Nothing of the model is changed: what else has to follow a training step (`self.info`, the
+        strategy) is for the caller.
+        """
+        sh_degree, colors = self._colors(params)
+        return rasterization(
+            means=params["means"],
+            quats=params["quats"],
+            scales=params["scales"].exp(),
+            opacities=self._opacities(params),
+            colors=colors,
+            viewmats=world_to_cameras,
+            Ks=intrinsics,
+            width=size[0],
+            height=size[1],
+            packed=False,
+            near_plane=0.01,
+            far_plane=1e10,
+            render_mode=render_mode,
+            sh_degree=sh_degree,
+            sparse_grad=False,
+            absgrad=self.strategy.absgrad,
+            rasterize_mode=self.config.rasterize_mode,
+        )
+
+    def _opacities(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Opacities [N] to render with."""
+        return params["opacities"].sigmoid().squeeze(-1)
 
     def _colors(self, params: Mapping[str, Tensor]) -> tuple[int | None, Tensor]:
         """Return the SH degree in use and colours: [N, (degree + 1)^2, 3], or [N, 3] without SH."""

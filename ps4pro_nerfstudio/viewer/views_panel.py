@@ -33,6 +33,7 @@ from ps4pro_nerfstudio.viewer.view_losses import ViewKey, ViewLosses
 
 REAL_COLOUR = (80, 165, 255)
 PSEUDO_COLOUR = (255, 140, 30)
+UNSEEN_COLOUR = (120, 220, 120)
 _SELECTED_COLOUR = (255, 255, 255)
 # Pseudo cameras stand between real ones; smaller, they hide less.
 _PSEUDO_SCALE = 0.75
@@ -105,6 +106,7 @@ class ViewsPanel:
         with self._lock:
             if self._selected is not None:
                 _set(self._view_text, self._describe(self._selected))
+        self._draw_unseen()
 
     def finish(self, step: int) -> None:
         """Show the last state; the slider has nothing left to act on."""
@@ -139,6 +141,27 @@ class ViewsPanel:
                 view.camera_to_world, (view.fx, view.fy), (view.width, view.height)
             )
             self._draw(f"/pseudo_cameras/camera_{index:05d}", ViewKey(True, index), frustum)
+
+    def _draw_unseen(self) -> None:
+        """Stand a frustum where the latest unseen camera is; the same name replaces the last."""
+        camera = self._manager.latest_unseen
+        if camera is None:
+            return
+        frustum = frustum_of(
+            camera.camera_to_worlds[0].cpu().numpy(),
+            (float(camera.fx), float(camera.fy)),
+            (int(camera.width), int(camera.height)),
+        )
+        self._viewer.viser_server.scene.add_camera_frustum(
+            "/unseen_camera",
+            fov=frustum.fov,
+            aspect=frustum.aspect,
+            scale=self._viewer.config.camera_frustum_scale * _PSEUDO_SCALE,
+            color=UNSEEN_COLOUR,
+            wxyz=frustum.wxyz,
+            position=frustum.position,
+            visible=self._show_pseudo is None or bool(self._show_pseudo.value),
+        )
 
     def _draw(self, name: str, key: ViewKey, frustum: Frustum) -> CameraFrustumHandle:
         image = self._image(key)

@@ -18,7 +18,12 @@ from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import ServedView
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule, PseudoViewScheduleConfig
 from ps4pro_nerfstudio.viewer import views_panel
-from ps4pro_nerfstudio.viewer.views_panel import PSEUDO_COLOUR, REAL_COLOUR, ViewsPanel
+from ps4pro_nerfstudio.viewer.views_panel import (
+    PSEUDO_COLOUR,
+    REAL_COLOUR,
+    UNSEEN_COLOUR,
+    ViewsPanel,
+)
 
 
 class FakeElement(SimpleNamespace):
@@ -114,6 +119,7 @@ def manager() -> SimpleNamespace:
         pseudo_views=[_pseudo_view()],
         schedule=PseudoViewSchedule(config, num_steps=100, num_real_views=2, num_pseudo_views=1),
         served=None,
+        latest_unseen=None,
     )
 
 
@@ -148,6 +154,21 @@ def test_real_and_pseudo_cameras_differ_in_colour_and_stand_in_place(panel, serv
     assert int(server.nodes[PSEUDO].image[0, 0, 0]) == 90
     # nerfstudio moves its frustums when poses are optimised: it must hold these.
     assert viewer.camera_handles[1] is server.nodes[REAL[1]]
+
+
+def test_the_unseen_camera_stands_where_the_latest_one_is(panel, server, manager):
+    panel.refresh(1)
+    assert "/unseen_camera" not in server.nodes
+    for x in (0.2, 0.3):
+        manager.latest_unseen = Cameras(
+            torch.from_numpy(_pose(x))[None], fx=4.0, fy=4.0, cx=4.0, cy=2.0, width=8, height=4
+        )
+        panel.refresh(2)
+        assert float(server.nodes["/unseen_camera"].position[0]) == pytest.approx(10 * x)
+    assert server.nodes["/unseen_camera"].color == UNSEEN_COLOUR
+    server.elements["Pseudo cameras"].act(False)
+    panel.refresh(3)
+    assert not server.nodes["/unseen_camera"].visible
 
 
 def test_check_boxes_hide_one_kind(panel, server):

@@ -10,6 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _NO_PSEUDO_VIEWS = ("--pipeline.datamanager.pseudo-views.enabled", "False")
+_SEEN_DEPTH = "--pipeline.model.triangulated-depth-weight"
+_UNSEEN_DEPTH = "--pipeline.model.unseen-depth-weight"
+_GEOMETRY = "--pipeline.model.geo-weight"
+_NO_DEPTH = (_SEEN_DEPTH, "0", _UNSEEN_DEPTH, "0")
+_NO_GEOMETRY = (_GEOMETRY, "0")
+# Whatever weights a machine has, an ablation compares the same things.
+_OFFLINE = ("--pipeline.model.diffusion", "off", "--pipeline.model.depth", "triangulated")
 _NO_DENSE_POINTS = ("--pipeline.datamanager.dense-points.enabled", "False")
 
 
@@ -59,6 +66,23 @@ ARMS: dict[str, Arm] = {
         "ps4pro-nerfacto-small", (), "the small nerfacto with pseudo views, as shipped"
     ),
     "ps4pro-nerfacto": Arm("ps4pro-nerfacto", (), "nerfacto with pseudo views, as shipped"),
+}
+
+
+ARMS |= {
+    "ipsm-base": Arm(
+        "ipsm-gaussian",
+        (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY),
+        "IPSM's base: pseudo views, dense points, its densification, none of its terms",
+    ),
+    "ipsm-depth": Arm("ipsm-gaussian", (*_OFFLINE, *_NO_GEOMETRY), "base and depth terms"),
+    "ipsm-geo": Arm("ipsm-gaussian", (*_OFFLINE, *_NO_DEPTH), "base and geometry term"),
+    "ipsm-off": Arm("ipsm-gaussian", _OFFLINE, "base, depth and geometry: no network's weights"),
+    "ipsm-score": Arm(
+        "ipsm-gaussian",
+        ("--pipeline.model.diffusion", "stable-diffusion", *_OFFLINE[2:]),
+        "all terms, with the diffusion prior",
+    ),
 }
 
 

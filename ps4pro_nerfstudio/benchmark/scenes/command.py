@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -67,6 +67,8 @@ class ScenesBenchmark:
     """Keep what was trained, for ns-viewer; some 50 to 500 MB for each job."""
     plan_only: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print methods, plan and commands, and run nothing."""
+
+    _name: ClassVar[str] = "scenes"
 
     def run(self) -> None:
         """Run what is missing, write the report, and fail in the end if a job did.
@@ -157,7 +159,7 @@ class ScenesBenchmark:
 
     def command_line(self) -> str:
         """The command that makes the report again: what decides it, without defaults."""
-        words = ["ps4pro", "bench", "scenes"]
+        words = ["ps4pro", "bench", self._name]
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in _DECIDES_NOTHING or value == item.default:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an unseen view adds to a training step of ipsm-gaussian: `ps4pro bench ipsm-step`.
+
+The unit is a render: one rasterization of colours and depth with its way back to the Gaussians.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import SceneBox
+
+from ps4pro_nerfstudio.benchmark.timing import Stopwatch, describe_machine, interleaved_medians
+from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import KnownPoints, UnseenView
+from ps4pro_nerfstudio.diffusion.cost import step_cost
+from ps4pro_nerfstudio.messages import say
+from ps4pro_nerfstudio.models.ipsm import IPSMModel, IPSMModelConfig, project_points
+from ps4pro_nerfstudio.models.ipsm_schedule import REFERENCE_LENGTH
+from ps4pro_nerfstudio.splatting.scene import make_scene
+
+_BAR_RENDERS = 2.2
+_OFFSET = 0.03
+"""Distance of the unseen camera from the seen one, in units of the scene."""
+
+
+@dataclass
+class IPSMStepBenchmark:
+    """Time that an unseen view adds to a step, in renders; with a GPU, the score as well."""
+
+    num_gaussians: int = 60_000
+    """Gaussians of the synthetic scene."""
+    size: tuple[int, int] = (480, 360)
+    """Width and height in pixels."""
+    num_points: int = 16_384
+    """Known points of the photograph."""
+    repetitions: int = 15
+    """Counted runs of each variant; medians are reported."""
+    score: bool | None = None
+    """Measure the diffusion prior too, with random networks of Stable Diffusion 1.5's size (4 GB in
+    half precision). Default: where there is a GPU."""
+    output: Path | None = None
+    """JSON file to write."""
+
+    def run(self) -> dict[str, Any]:
+        """Measure, print and return the figures."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        work = _Work(self, device)
+        medians = interleaved_medians(
+            {"render": work.render, "step": work.step, "with unseen view": work.step_with_unseen},
+            self.repetitions,
+        )
+        times = {name: stages["total"] for name, stages in medians.items()}
+        added = times["with unseen view"] - times["step"]
+        renders = added / times["render"]
+        verdict = "holds" if renders <= _BAR_RENDERS else "missed"
+        say(
+            f"render {times['render']:.1f} ms, step {times['step']:.1f} ms, with an unseen view "
+            f"{times['with unseen view']:.1f} ms: {renders:.2f} renders more (bar {_BAR_RENDERS}: "
+            f"{verdict}; diffusion off)"
+        )
+        figures: dict[str, Any] = {
+            "milliseconds": times,
+            "added_renders": renders,
+            "machine": describe_machine(),
+        }
+        if self.score if self.score is not None else device.type == "cuda":
+            cost = step_cost(device)
+            say(
+                f"score: {cost.milliseconds:.0f} ms on {cost.device} in {cost.dtype}"
+                + (f", {cost.peak_gigabytes:.1f} GB at most" if cost.peak_gigabytes else "")
+            )
+            figures["score"] = asdict(cost)
+        if self.output is not None:
+            self.output.write_text(json.dumps(figures, indent=2))
+        return figures
+
+
+class _Work:
+    """A model on the synthetic scene, and one step of it."""
+
+    def __init__(self, config: IPSMStepBenchmark, device: torch.device) -> None:
+        width, height = config.size
+        scene = make_scene(config.num_gaussians, width, height)
+        self.model = _model(scene, device)
+        pose = torch.linalg.inv(scene["viewmat"]) @ torch.diag(torch.tensor([1.0, -1, -1, 1]))
+        cameras = []
+        for offset in (0.0, _OFFSET):
+            moved = pose[None, :3].clone()
+            moved[:, 0, 3] += offset
+            matrix = scene["intrinsics"]
+            cameras.append(
+                Cameras(
+                    moved,
+                    fx=float(matrix[0, 0]),
+                    fy=float(matrix[1, 1]),
+                    cx=float(matrix[0, 2]),
+                    cy=float(matrix[1, 2]),
+                    width=width,
+                    height=height,
+                ).to(device)
+            )
+        self.seen, unseen = cameras
+        self.seen.metadata = {"cam_idx": 0}
+        xyz = scene["means"].to(device)
+        pixels, depth = project_points(xyz, self.seen)
+        inside = ((pixels >= 0) & (pixels < pixels.new_tensor(config.size))).all(-1) & (depth > 0)
+        chosen = torch.nonzero(inside)[: config.num_points, 0]
+        self.batch: dict[str, Any] = {
+            "image": torch.rand(height, width, 3, generator=torch.Generator().manual_seed(0)),
+            "image_idx": 0,
+            "seen_depth": KnownPoints(pixels[chosen], depth[chosen], xyz[chosen]),
+        }
+        self.unseen = UnseenView(unseen, self.seen, 0.0)
+        self.settle = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def render(self) -> dict[str, float]:
+        """One rasterization of colours and depth, and back."""
+        watch = Stopwatch(self.settle)
+        colors, depth, _ = self.model.render_unseen(self.seen)
+        self._back(colors.mean() + depth.mean())
+        return {"total": watch.lap()}
+
+    def step(self) -> dict[str, float]:
+        """A step without an unseen view."""
+        return self._step(self.batch)
+
+    def step_with_unseen(self) -> dict[str, float]:
+        """A step with one."""
+        return self._step({**self.batch, "unseen": self.unseen})
+
+    def _step(self, batch: dict[str, Any]) -> dict[str, float]:
+        watch = Stopwatch(self.settle)
+        outputs = self.model.get_outputs(self.seen)
+        losses = self.model.get_loss_dict(outputs, batch)
+        self._back(torch.stack(list(losses.values())).sum())
+        return {"total": watch.lap()}
+
+    def _back(self, loss: torch.Tensor) -> None:
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+
+
+def _model(scene: dict[str, Any], device: torch.device) -> IPSMModel:
+    """The scene as a model in the middle of its training."""
+    model: IPSMModel = IPSMModelConfig().setup(
+        scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])),
+        num_train_data=1,
+        metadata={},
+        device=device,
+        grad_scaler=None,
+        seed_points=(scene["means"], torch.full(scene["means"].shape, 128, dtype=torch.uint8)),
+    )
+    values = {
+        "means": scene["means"],
+        "scales": scene["scales"].log(),
+        "quats": scene["quats"],
+        "opacities": scene["opacities"].logit()[:, None],
+        "features_dc": scene["sh"][:, 0],
+        "features_rest": scene["sh"][:, 1:],
+    }
+    for name, value in values.items():
+        model.gauss_params[name].data.copy_(value)
+    model.step, model.optimizers = REFERENCE_LENGTH // 2, {}
+    return model.to(device).train()

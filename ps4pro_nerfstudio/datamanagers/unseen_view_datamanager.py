@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Photographs with what is known of their depth, and with a camera nearby where nobody stood.
+
+Each real view comes with `seen_depth` (points that it shows, with their depths) and `unseen`: a
+camera moved at random away from it, to be rendered and compared with the view warped there (IPSM,
+arXiv 2412.02225). The camera is drawn for the view of the step rather than by itself: seen views
+are drawn evenly, so the unseen ones are too, and the seen render is not needed twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from torch import Tensor
+
+from ps4pro_nerfstudio.datamanagers.augmentation import Augmentation
+from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import (
+    PseudoViewDatamanager,
+    PseudoViewDatamanagerConfig,
+)
+from ps4pro_nerfstudio.messages import say
+from ps4pro_nerfstudio.pseudo_views.perturbed import (
+    PerturbedCameras,
+    PerturbedCamerasConfig,
+    depth_bounds,
+    perturbed_cameras,
+)
+from ps4pro_nerfstudio.pseudo_views.seen_depth import SeenDepthConfig, seen_depths
+from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
+
+
+class KnownPoints(NamedTuple):
+    """Points that one photograph shows, on the device of the training."""
+
+    pixels: Tensor
+    """[P, 2], column and row, centres at half-integers."""
+    depth: Tensor
+    """[P], in units of the poses."""
+    xyz: Tensor
+    """[P, 3], in the world."""
+
+
+class UnseenView(NamedTuple):
+    """A camera near a seen one."""
+
+    camera: Cameras
+    """[1], of the size and intrinsics of the seen one."""
+    source: Cameras
+    """[1], the seen one."""
+    sigma: float
+    """Noise that moved it, in the units of the sampler."""
+
+
+@dataclass
+class UnseenViewDatamanagerConfig(PseudoViewDatamanagerConfig):
+    """Full images with pseudo views, triangulated depth and unseen cameras."""
+
+    _target: type = field(default_factory=lambda: UnseenViewDatamanager)
+    unseen: PerturbedCamerasConfig = field(default_factory=PerturbedCamerasConfig)
+    """Cameras near the seen ones."""
+    seen_depth: SeenDepthConfig = field(default_factory=SeenDepthConfig)
+    """Depth of the photographs from correspondences."""
+
+
+class UnseenViewDatamanager(PseudoViewDatamanager):
+    """See the module's docstring."""
+
+    config: UnseenViewDatamanagerConfig
+    _wants_frames = True
+
+    def _keep(self, views: SourceViews, made: Augmentation) -> None:
+        """Depths of the photographs and cameras near them."""
+        config = self.config
+        tracks = None if made.tracks is None else (made.tracks.xyz, made.tracks.seen_by)
+        found = seen_depths(views, made.frames, tracks, config.seen_depth)
+        self._known = [
+            KnownPoints(
+                torch.from_numpy(seen.pixels).to(self.device),
+                torch.from_numpy(seen.depth).to(self.device),
+                torch.from_numpy(seen.xyz).to(self.device),
+            )
+            for seen in found
+        ]
+        counts = [len(seen) for seen in found]
+        without = sum(count == 0 for count in counts)
+        line = f"depth from correspondences: {np.mean(counts):,.0f} points in each photograph"
+        say(line + (f", none in {without} of {len(counts)}" if without else ""))
+        sizes = [(image.shape[1], image.shape[0]) for image in views.images]
+        bounds = depth_bounds(made.points.xyz, views.camera_to_worlds, views.intrinsics, sizes)
+        if bounds is None:
+            say("no unseen views: no photograph shows the initial points")
+        self._unseen: PerturbedCameras | None = (
+            None
+            if bounds is None
+            else perturbed_cameras(views.camera_to_worlds, bounds, config.unseen)
+        )
+        self._run_length: int | None = None
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """Take over the length of the run, along which the unseen cameras move away."""
+        self._run_length = getattr(training_callback_attributes.trainer, "run_length", None)
+        return super().get_training_callbacks(training_callback_attributes)
+
+    def next_train(self, step: int) -> tuple[Cameras, dict[str, Any]]:
+        """A real view with `seen_depth` and `unseen`, or a pseudo view with neither."""
+        camera, batch = super().next_train(step)
+        served = self.served
+        if served is None or served.is_pseudo:
+            return camera, batch
+        batch = {**batch, "seen_depth": self._known[served.index]}
+        unseen = self._unseen_view(camera, served.index, step)
+        if unseen is not None:
+            batch["unseen"] = unseen
+            self.latest_unseen = unseen.camera
+        return camera, batch
+
+    def _unseen_view(self, source: Cameras, index: int, step: int) -> UnseenView | None:
+        """The next camera of a seen view at this moment of the training."""
+        if self._unseen is None:
+            return None
+        progress = 0.0 if self._run_length is None else step / self._run_length
+        chosen = self._unseen.draw_index(index, progress)
+        if chosen is None:
+            return None
+        pose = torch.from_numpy(self._unseen.camera_to_worlds[chosen]).to(self.device)
+        camera = Cameras(
+            camera_to_worlds=pose[None],
+            fx=source.fx,
+            fy=source.fy,
+            cx=source.cx,
+            cy=source.cy,
+            width=source.width,
+            height=source.height,
+            camera_type=CameraType.PERSPECTIVE,
+        )
+        return UnseenView(camera, source, float(self._unseen.sigma[chosen]))

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes things from the packages of the extra `diffusion`, which may be absent or broken."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+from ps4pro_nerfstudio.messages import MissingPartError
+
+EXTRA = 'pip install "ps4pro-nerfstudio[diffusion]"'
+"""How to install them."""
+
+_PACKAGES = ("diffusers", "transformers", "huggingface_hub")
+
+
+def missing_packages(*names: str) -> list[str]:
+    """Which of some packages, all of the extra if none is named, are not installed."""
+    return [name for name in names or _PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def take(package: str, name: str) -> Any:
+    """A class or function of a package; imports it now.
+
+    Raises:
+        MissingPartError: the package is absent or does not import; says how to install it.
+    """
+    try:
+        return getattr(importlib.import_module(package), name)
+    # These packages import their parts late, and wrap what goes wrong in errors of any kind.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingPartError(f"{package} cannot be used ({reason}): {EXTRA}") from error

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds weights on this disk and opens the prior that the user chose; never downloads.
+
+A local folder has the sub-folders `inpainting` and `text`, each in the layout of diffusers, and
+`depth` in the layout of transformers: what `ps4pro fetch-weights ipsm --output FOLDER` writes. Only
+safetensors files are read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ps4pro_nerfstudio.diffusion.catalogue import DENOISERS, DEPTH, Part
+from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, InpaintingScorePrior
+from ps4pro_nerfstudio.diffusion.libraries import EXTRA, missing_packages, take
+from ps4pro_nerfstudio.diffusion.loading import load_parts
+from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig, load_depth
+from ps4pro_nerfstudio.diffusion.protocol import DepthPrior, ScorePrior
+from ps4pro_nerfstudio.diffusion.tiny import tiny_parts
+from ps4pro_nerfstudio.messages import InputError, MissingPartError, say, warn
+
+FETCH = "ps4pro fetch-weights ipsm"
+SCORE_FIELD = "--pipeline.model.diffusion"
+DEPTH_FIELD = "--pipeline.model.depth"
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A part on this disk."""
+
+    folder: Path
+    """Where its files are."""
+    name: str
+    """Hub id with the commit, or the folder."""
+
+
+def find_cached(part: Part, revision: str = "main") -> Found | None:
+    """A part in the Hugging Face cache, complete; None where anything is missing."""
+    if missing_packages("huggingface_hub"):
+        return None
+    try_to_load_from_cache = take("huggingface_hub", "try_to_load_from_cache")
+    first = part.networks[0].config
+    cached = try_to_load_from_cache(part.hub_id, first, revision=revision)
+    if not isinstance(cached, str):
+        return None
+    folder = Path(cached)
+    for _ in Path(first).parts:
+        folder = folder.parent
+    if part.missing(folder):
+        return None
+    return Found(folder, f"{part.hub_id}@{folder.name[:12]}")
+
+
+def find_in_folder(part: Part, folder: Path, fetch: str) -> Found:
+    """A denoiser inside the user's folder; `fetch` is the command that would get it.
+
+    Raises:
+        InputError: it is not there, or not complete; names the option, the first missing file, and
+            how to get it.
+    """
+    place = folder / part.role
+    lacking = part.missing(place)
+    if lacking:
+        raise InputError(
+            f"{SCORE_FIELD} {folder}: {part.role}/{lacking[0].split('|')[0]} is missing; "
+            f"`{fetch} --output {folder}` fetches {part.hub_id} into this layout"
+        )
+    return Found(place, str(place))
+
+
+def open_score_prior(
+    choice: str, config: InpaintingScoreConfig, device: torch.device | str
+) -> ScorePrior | None:
+    """The score prior that the user chose; says in one line what it is, or why there is none.
+
+    Args:
+        choice: `off`; `auto`, weights that are already on this disk, on a GPU only;
+            `stable-diffusion`; a local folder; `tiny-random`, for tests; or `module:function`,
+            called with `config` and `device` to make any other `ScorePrior`.
+        config: settings; kept by reference, so that they can be changed while training runs.
+        device: where to compute.
+
+    Raises:
+        MissingPartError: an explicit choice whose weights or packages are not there.
+        InputError: weights that cannot be used; an unknown choice.
+    """
+    device = torch.device(device)
+    if choice == "off":
+        return None
+    if choice not in ("auto", "stable-diffusion", "tiny-random") and not Path(choice).is_dir():
+        if _FUNCTION.fullmatch(choice):
+            return _call(choice, config, device, SCORE_FIELD)
+        raise InputError(
+            f"{SCORE_FIELD} {choice}: no such folder; known besides folders: off, auto, "
+            "stable-diffusion, module:function"
+        )
+    parts = DENOISERS[config.family]
+    fetch = FETCH if config.family == "sd-1.5" else f"{FETCH} --family {config.family}"
+    if absent := missing_packages():
+        message = f"the score prior needs {', '.join(absent)}: {EXTRA}"
+        if choice != "auto":
+            raise MissingPartError(f"{message}; weights: {_ids(parts)}")
+        say(f"training without a score prior: {message}, then {fetch}")
+        return None
+    if choice == "tiny-random":
+        warn("the score prior is tiny-random: random weights, for tests; it harms the result")
+        return InpaintingScorePrior(tiny_parts(), config, device)
+    if choice in ("auto", "stable-diffusion"):
+        revisions = (config.inpainting_revision, config.text_revision)
+        found = [
+            find_cached(part, revision) for part, revision in zip(parts, revisions, strict=True)
+        ]
+        absent = tuple(part for part, place in zip(parts, found, strict=True) if place is None)
+        if absent and choice == "auto":
+            say(
+                f"training without a score prior: {_ids(absent)} not on this disk; "
+                f"`{fetch}` shows licences and sizes and fetches what is missing"
+            )
+            return None
+        if absent:
+            raise MissingPartError(
+                f"{SCORE_FIELD} stable-diffusion: {_ids(absent)} not on this disk; fetch with "
+                f"`{fetch}`, or give a folder with {SCORE_FIELD} FOLDER "
+                f"(the extra of {EXTRA} is installed)"
+            )
+        if choice == "auto" and device.type == "cpu":
+            say(
+                "training without a score prior: its weights are here, but a step takes too long "
+                f"without a GPU; {SCORE_FIELD} stable-diffusion uses it all the same"
+            )
+            return None
+        inpainting, text = (place for place in found if place is not None)
+    else:
+        inpainting, text = (find_in_folder(part, Path(choice), fetch) for part in parts)
+    return _load_score(inpainting, text, config, device)
+
+
+def open_depth_prior(
+    choice: str, config: MonocularDepthConfig, device: torch.device | str
+) -> DepthPrior | None:
+    """The depth prior that the user chose; says in one line what it is, or why there is none.
+
+    Args:
+        choice: `triangulated`, no network; `auto`, a network whose weights are already on this
+            disk; `depth-anything`; `dpt-hybrid`; a local folder with a network or with one in its
+            sub-folder `depth`; or `module:function`, called with `config` and `device` to make any
+            other `DepthPrior`.
+        config: settings.
+        device: where to compute.
+
+    Raises:
+        MissingPartError: an explicit choice whose weights or packages are not there.
+        InputError: weights that cannot be used; an unknown choice.
+    """
+    device = torch.device(device)
+    if choice == "triangulated":
+        return None
+    folder = Path(choice)
+    named = choice == "auto" or choice in DEPTH
+    if not named and not folder.is_dir():
+        if _FUNCTION.fullmatch(choice):
+            return _call(choice, config, device, DEPTH_FIELD)
+        raise InputError(
+            f"{DEPTH_FIELD} {choice}: no such folder; known besides folders: triangulated, auto, "
+            f"{', '.join(DEPTH)}, module:function"
+        )
+    if absent := missing_packages("transformers", "huggingface_hub"):
+        message = f"depth of single images needs {', '.join(absent)}: {EXTRA}"
+        if choice != "auto":
+            wanted = f"; weights: {DEPTH[choice].hub_id}" if choice in DEPTH else ""
+            raise MissingPartError(f"{message}{wanted}")
+        say(f"depth is triangulated from the training views: {message}, then {FETCH}")
+        return None
+    if not named:
+        place = folder / "depth" if (folder / "depth").is_dir() else folder
+        lacking = DEPTH["depth-anything"].missing(place)
+        if lacking:
+            raise InputError(
+                f"{DEPTH_FIELD} {folder}: {lacking[0]} is missing; `{FETCH} --output {folder}` "
+                f"fetches {DEPTH['depth-anything'].hub_id} into its sub-folder depth"
+            )
+        return _load_depth(Found(place, str(place)), config, device)
+    candidates = DEPTH.values() if choice == "auto" else (DEPTH[choice],)
+    for part in candidates:
+        found = find_cached(part, config.revision)
+        if found is not None:
+            return _load_depth(found, config, device)
+    if choice != "auto":
+        raise MissingPartError(
+            f"{DEPTH_FIELD} {choice}: {DEPTH[choice].hub_id} not on this disk; fetch with "
+            f"`{FETCH} --depth {choice}`, or give a folder with {DEPTH_FIELD} FOLDER "
+            f"(the extra of {EXTRA} is installed)"
+        )
+    say(
+        f"depth is triangulated from the training views: {DEPTH['depth-anything'].hub_id} is not "
+        f"on this disk; `{FETCH}` shows its licence and size and fetches it"
+    )
+    return None
+
+
+def _load_score(
+    inpainting: Found, text: Found, config: InpaintingScoreConfig, device: torch.device
+) -> ScorePrior:
+    name = f"{inpainting.name} + {text.name}"
+    parts = load_parts(inpainting.folder, text.folder, name, config, device)
+    prior = InpaintingScorePrior(parts, config, device)
+    say(f"score prior: {name}")
+    return prior
+
+
+def _load_depth(found: Found, config: MonocularDepthConfig, device: torch.device) -> DepthPrior:
+    prior = load_depth(found.folder, found.name, config, device)
+    say(f"depth of single images: {found.name}")
+    return prior
+
+
+def _call(choice: str, config: Any, device: torch.device, field: str) -> Any:
+    """Make a prior of somebody else's.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    module, function = choice.split(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{field} {choice}: {error}") from error
+    return make(config, device)
+
+
+def _ids(parts: tuple[Part, ...]) -> str:
+    return " and ".join(part.hub_id for part in parts)

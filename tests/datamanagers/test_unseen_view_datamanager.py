@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a photograph comes with: known points, and a camera near it that moves away in time."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+
+from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanager
+from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
+from ps4pro_nerfstudio.methods import ipsm_gaussian
+from ps4pro_nerfstudio.models.ipsm import project_points
+from tests.conftest import write_capture
+
+LENGTH = 100
+
+
+def make(folder: Path, **options: Any) -> UnseenViewDatamanager:
+    config: Any = copy.deepcopy(ipsm_gaussian.config).pipeline.datamanager
+    config.data = folder
+    config.dataparser = SparseViewsDataParserConfig(views=3)
+    config.cache_dir = folder.parent / "cache"
+    config.pseudo_views.interpolator = "optical-flow"
+    config.pseudo_views.source.min_mean_confidence = 0.0
+    for name, value in options.items():
+        setattr(config, name, value)
+    manager = config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+    trainer: Any = SimpleNamespace(run_length=LENGTH)
+    manager.get_training_callbacks(
+        TrainingCallbackAttributes(
+            optimizers=None, grad_scaler=None, pipeline=None, trainer=trainer
+        )
+    )
+    return manager
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> UnseenViewDatamanager:
+    folder = write_capture(tmp_path_factory.mktemp("wall") / "capture", width=160, height=120)
+    return make(folder)
+
+
+def real_views(manager: UnseenViewDatamanager, steps: range) -> list[tuple[Any, dict[str, Any]]]:
+    served = [manager.next_train(step) for step in steps]
+    return [(camera, batch) for camera, batch in served if "pseudo_weight" not in batch]
+
+
+def test_a_photograph_comes_with_the_depth_of_what_it_shows(manager: UnseenViewDatamanager) -> None:
+    """The wall stands at y = 0 and is seen from y > 0, in a frame that nerfstudio has scaled."""
+    for camera, batch in real_views(manager, range(3)):
+        seen = batch["seen_depth"]
+        assert len(seen.depth) > 100
+        pixels, depth = project_points(seen.xyz, camera)
+        torch.testing.assert_close(pixels, seen.pixels, atol=1e-2, rtol=0)
+        torch.testing.assert_close(depth, seen.depth, atol=1e-4, rtol=1e-4)
+
+
+def test_the_unseen_camera_stands_near_the_seen_one(manager: UnseenViewDatamanager) -> None:
+    for camera, batch in real_views(manager, range(30)):
+        unseen = batch["unseen"]
+        assert unseen.source is camera
+        moved = (unseen.camera.camera_to_worlds - camera.camera_to_worlds)[0, :, 3].norm()
+        assert 0.0 < float(moved) < 1.0
+        assert float(unseen.camera.fx) == float(camera.fx)
+        assert (int(unseen.camera.width), int(unseen.camera.height)) == (160, 120)
+        assert "cam_idx" not in (unseen.camera.metadata or {})
+
+
+def test_the_noise_grows_with_the_training(manager: UnseenViewDatamanager) -> None:
+    early = [batch["unseen"].sigma for _, batch in real_views(manager, range(10))]
+    late = [batch["unseen"].sigma for _, batch in real_views(manager, range(90, 100))]
+    assert max(early) == pytest.approx(0.01)
+    assert 0.044 < min(late) <= max(late) <= 0.05
+
+
+def test_pseudo_views_come_with_neither(manager: UnseenViewDatamanager) -> None:
+    batches = [manager.next_train(step)[1] for step in range(10, 60)]
+    pseudo = [batch for batch in batches if "pseudo_weight" in batch]
+    assert pseudo
+    assert all("seen_depth" not in batch and "unseen" not in batch for batch in pseudo)
+
+
+def test_depth_is_known_even_where_nothing_else_is_added(tmp_path: Path) -> None:
+    folder = write_capture(tmp_path / "capture", width=160, height=120)
+    config: Any = ipsm_gaussian.config.pipeline.datamanager
+    pseudo, dense = copy.deepcopy(config.pseudo_views), copy.deepcopy(config.dense_points)
+    pseudo.enabled = dense.enabled = False
+    pseudo.interpolator, pseudo.source.min_mean_confidence = "optical-flow", 0.0
+    manager = make(folder, pseudo_views=pseudo, dense_points=dense)
+    assert manager.pseudo_views == []
+    assert len(manager.next_train(0)[1]["seen_depth"].depth) > 100
+
+
+def test_test_images_do_not_reach_the_training(tmp_path: Path) -> None:
+    """Check 13: black test images change nothing that a step gets."""
+    from PIL import Image
+
+    folders = [write_capture(tmp_path / name, width=160, height=120) for name in ("a", "b")]
+    kept = make(folders[0])
+    train = {path.name for path in kept.train_dataset.image_filenames}
+    for path in sorted((folders[1] / "images").iterdir()):
+        if path.name not in train:
+            Image.new("RGB", (160, 120)).save(path)
+    changed = make(folders[1])
+    for step in range(20):
+        (camera, batch), (other_camera, other) = (m.next_train(step) for m in (kept, changed))
+        assert bool((camera.camera_to_worlds == other_camera.camera_to_worlds).all())
+        assert bool((batch["image"] == other["image"]).all())
+        if "unseen" in batch:
+            assert bool((batch["seen_depth"].depth == other["seen_depth"].depth).all())
+            poses = [b["unseen"].camera.camera_to_worlds for b in (batch, other)]
+            assert bool((poses[0] == poses[1]).all())

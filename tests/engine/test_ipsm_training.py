@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IPSM from the first step to the saved scene, as ns-train runs it, in this process (check 16)."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nerfstudio.scripts.train import _set_random_seed
+
+from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
+from ps4pro_nerfstudio.methods import ipsm_gaussian
+from tests.conftest import write_capture
+
+LENGTH = 40
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_capture(tmp_path_factory.mktemp("wall") / "capture")
+
+
+def set_up(scene: Path, diffusion: str, **model: Any) -> Any:
+    config: Any = copy.deepcopy(ipsm_gaussian.config)
+    config.vis = "tensorboard"
+    config.logging.local_writer.enable = False
+    config.max_num_iterations = LENGTH
+    config.output_dir = scene.parent / "outputs"
+    config.data = config.pipeline.datamanager.data = scene
+    manager = config.pipeline.datamanager
+    manager.dataparser = SparseViewsDataParserConfig(views=3)
+    manager.cache_dir = scene.parent / "cache"
+    manager.pseudo_views.interpolator = "optical-flow"
+    manager.pseudo_views.source.min_mean_confidence = 0.0
+    config.pipeline.model.diffusion = diffusion
+    config.pipeline.model.depth = "triangulated"
+    config.pipeline.model.score.size = 64
+    config.pipeline.model.warmup_length, config.pipeline.model.refine_every = 5, 5
+    for name, value in model.items():
+        setattr(config.pipeline.model, name, value)
+    config.set_timestamp()
+    _set_random_seed(config.machine.seed)  # as ns-train does
+    trainer = config.setup()
+    trainer.setup()
+    return trainer
+
+
+def train(trainer: Any) -> list[dict[str, float]]:
+    """Losses of each step."""
+    history = []
+    for step in range(LENGTH):
+        trainer.pipeline.train()
+        trainer.pipeline.model.step_cb(trainer.optimizers, step)
+        _, losses, _ = trainer.train_iteration(step)
+        trainer.pipeline.model.step_post_backward(step)
+        history.append({name: float(value) for name, value in losses.items()})
+    return history
+
+
+@pytest.mark.parametrize("diffusion", ["off", "tiny-random"])
+def test_a_run_is_finite_repeatable_and_comes_back_from_disk(scene: Path, diffusion: str) -> None:
+    trainer = set_up(scene, diffusion)
+    model = trainer.pipeline.model
+    before = {name: value.detach().clone() for name, value in model.gauss_params.items()}
+    history = train(trainer)
+    terms = {name for losses in history for name in losses}
+    assert {"main_loss", "seen_depth_loss", "geo_loss", "unseen_depth_loss"} <= terms
+    assert ("score_loss" in terms) == (diffusion == "tiny-random")
+    assert all(torch.isfinite(torch.tensor(list(losses.values()))).all() for losses in history)
+    after = model.gauss_params
+    if len(after["means"]) == len(before["means"]):
+        assert all(not torch.equal(after[name], before[name]) for name in before)
+
+    again = set_up(scene, diffusion)
+    assert train(again) == history
+    for name, value in after.items():
+        assert torch.equal(value, again.pipeline.model.gauss_params[name]), name
+
+    trainer.save_checkpoint(LENGTH - 1)
+    resumed = set_up(scene, "off")
+    resumed.config.load_dir = trainer.checkpoint_dir
+    resumed._load_checkpoint()
+    camera = trainer.pipeline.datamanager.eval_dataset.cameras[:1]
+    with torch.no_grad():
+        first, second = (
+            t.pipeline.model.eval().get_outputs(camera)["rgb"] for t in (trainer, resumed)
+        )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ({"diffusion": "stable-diffusion"}, "ps4pro fetch-weights ipsm"),
+        ({"diffusion": "no-such-folder"}, "no such folder"),
+        ({"depth": "depth-anything"}, "Depth-Anything-V2-Small"),
+    ],
+)
+def test_weights_that_are_asked_for_but_absent_end_the_command(
+    scene: Path, capsys, monkeypatch, tmp_path: Path, model: dict[str, str], message: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        set_up(scene, **{"diffusion": "off", **model})
+    assert stop.value.code == 1
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("ps4pro ")
+    assert message in last

@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terms of IPSM in the model: what they reach, what they leave alone, and what has no term."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.viewer.utils import parse_object
+from nerfstudio.viewer.viewer_elements import ViewerElement
+from torch import Tensor
+
+from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import KnownPoints, UnseenView
+from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
+from ps4pro_nerfstudio.diffusion.protocol import Score
+from ps4pro_nerfstudio.methods import ipsm_gaussian
+from ps4pro_nerfstudio.models.ipsm import (
+    IPSMModel,
+    IPSMModelConfig,
+    capture_extent,
+    cloth,
+    project_points,
+)
+from ps4pro_nerfstudio.models.ipsm_schedule import IPSMSchedule
+from ps4pro_nerfstudio.splatting.depth_losses import sample_bilinear
+from ps4pro_nerfstudio.splatting.losses import l1_ssim_loss
+from tests.conftest import look_at
+
+WIDTH, HEIGHT = 48, 36
+ACTIVE = 5000
+"""A step of 10,000 in which an unseen view takes part with full weight."""
+PHOTO = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
+
+
+def make(num_points: int = 400, **options: Any) -> IPSMModel:
+    generator = torch.Generator().manual_seed(0)
+    xyz = 1.6 * torch.rand(num_points, 3, generator=generator) - 0.8
+    rgb = torch.randint(0, 255, (num_points, 3), generator=generator)
+    torch.manual_seed(0)
+    options = {"drop_rate": 0.0, "warmup_length": 2, "refine_every": 3, **options}
+    model = IPSMModelConfig(**options).setup(
+        scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])),
+        num_train_data=3,
+        metadata={},
+        device="cpu",
+        grad_scaler=None,
+        seed_points=(xyz, rgb.to(torch.uint8)),
+    )
+    model.gauss_params["opacities"].data[:] = 2.0
+    model.step, model.optimizers = ACTIVE, {}
+    return model.train()
+
+
+def camera(x: float = 0.0, y: float = 2.5, **metadata: Any) -> Cameras:
+    import numpy as np
+
+    pose = torch.from_numpy(look_at(np.array([x, y, 0.3]), np.zeros(3))[None, :3]).float()
+    result = Cameras(
+        pose, fx=50.0, fy=50.0, cx=WIDTH / 2, cy=HEIGHT / 2, width=WIDTH, height=HEIGHT
+    )
+    result.metadata = metadata
+    return result
+
+
+def known(model: IPSMModel, factor: float = 1.0) -> KnownPoints:
+    """The Gaussians that the seen camera sees, at `factor` times their depth."""
+    xyz = model.means.detach()
+    pixels, depth = project_points(xyz, camera())
+    inside = ((pixels >= 0) & (pixels < torch.tensor([WIDTH, HEIGHT]))).all(dim=1) & (depth > 0)
+    return KnownPoints(pixels[inside], factor * depth[inside], xyz[inside])
+
+
+def losses_of(model: IPSMModel, unseen_x: float = 0.1, **batch: Any) -> dict[str, Tensor]:
+    outputs = model.get_outputs(camera(cam_idx=0))
+    full = {
+        "image": PHOTO,
+        "image_idx": 0,
+        "seen_depth": known(model),
+        "unseen": UnseenView(camera(unseen_x), camera(), 0.02),
+        **batch,
+    }
+    return model.get_loss_dict(outputs, full)
+
+
+class FakeScore:
+    """Wants every image to be darker."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.config = InpaintingScoreConfig()
+        self.calls: list[tuple[Tensor, Tensor, Tensor, int]] = []
+
+    def score(self, image: Tensor, warped: Tensor, visible: Tensor, generator) -> Score:
+        self.calls.append((image, warped, visible, generator.initial_seed()))
+        return Score(torch.full_like(image, 1e-3), torch.tensor(0.7))
+
+
+class FakeDepth:
+    """Sees dark as near."""
+
+    name = "fake"
+    inverse_offset = None
+
+    def inverse_depth(self, image: Tensor) -> Tensor:
+        return 1.0 - image.mean(dim=0)
+
+
+# ---------------------------------------------------------------- which terms there are
+
+
+def test_the_terms_of_a_step_without_networks() -> None:
+    losses = losses_of(make())
+    assert set(losses) == {"main_loss", "seen_depth_loss", "geo_loss", "unseen_depth_loss"}
+    assert all(bool(torch.isfinite(value)) for value in losses.values())
+
+
+@pytest.mark.parametrize("step", [0, 2000, 9500, 9999])
+def test_no_unseen_view_before_and_after(step: int) -> None:
+    model = make()
+    model.step = step
+    assert set(losses_of(model)) == {"main_loss", "seen_depth_loss"}
+
+
+def test_interpolated_views_have_the_photometric_term_alone() -> None:
+    confidence = torch.ones(HEIGHT, WIDTH)
+    losses = losses_of(make(), pseudo_weight=0.5, confidence=confidence)
+    assert set(losses) == {"main_loss"}
+
+
+def test_evaluation_has_none_of_the_terms() -> None:
+    assert set(losses_of(make().eval())) == {"main_loss"}
+
+
+def test_weights_of_zero_switch_terms_off() -> None:
+    model = make(triangulated_depth_weight=0.0, unseen_depth_weight=0.0, geo_weight=0.0)
+    assert set(losses_of(model)) == {"main_loss"}
+
+
+def test_the_ramp_concerns_depth_and_score_but_not_geometry() -> None:
+    full, half = make(), make()
+    for model in (full, half):
+        model._priors["score"] = FakeScore()
+    half.step = 2250
+    # Bands of harmonics in use depend on the step; they are zero at the start.
+    whole, part = losses_of(full), losses_of(half)
+    for name, ratio in (("geo_loss", 1.0), ("unseen_depth_loss", 0.5), ("score_loss", 0.5)):
+        assert float(part[name]) == pytest.approx(ratio * float(whole[name]), rel=1e-4), name
+
+
+def test_each_kth_step_weighs_k_times() -> None:
+    once, rarely = make(), make()
+    rarely.config.schedule.every_k = 5
+    whole, fifth = losses_of(once), losses_of(rarely)
+    for name in ("geo_loss", "unseen_depth_loss"):
+        assert float(fifth[name]) == pytest.approx(5 * float(whole[name]), rel=1e-5)
+    assert float(fifth["seen_depth_loss"]) == pytest.approx(float(whole["seen_depth_loss"]))
+
+
+# ---------------------------------------------------------------- what they reach
+
+
+def test_seen_depth_moves_gaussians_towards_the_known_points() -> None:
+    """The sum of gradients is the derivative with respect to a shift of the whole scene."""
+    model = make(depth_form="metric")
+    pixels = known(model).pixels
+    rendered = sample_bilinear(model.get_outputs(camera(cam_idx=0))["depth"][..., 0], pixels)
+    for factor, sign in ((0.8, 1.0), (1.2, -1.0)):
+        points = KnownPoints(pixels, factor * rendered.detach(), known(model).xyz)
+        loss = losses_of(model, seen_depth=points)["seen_depth_loss"]
+        (gradient,) = torch.autograd.grad(loss, model.gauss_params["means"])
+        # The camera stands at y = 2.5: nearer is larger y, and descent has to raise it.
+        assert sign * float(gradient[:, 1].sum()) < 0.0
+
+
+def test_geometry_reaches_no_depth() -> None:
+    """The loss of an all-equal photograph is the same wherever depth puts its pixels."""
+    model = make()
+    (gradient,) = torch.autograd.grad(
+        losses_of(model)["geo_loss"], model.gauss_params["features_dc"]
+    )
+    assert float(gradient.abs().max()) > 0.0
+
+
+def test_the_score_is_a_gradient_on_the_render_and_its_value_is_logged() -> None:
+    model = make(score_weight=0.5)
+    prior = FakeScore()
+    model._priors["score"] = prior
+    losses = losses_of(model)
+    assert float(losses["score_loss"].detach()) == pytest.approx(0.35)
+    colors, _, _ = model.render_unseen(camera(0.1))
+    expected = torch.autograd.grad(0.5e-3 * colors.sum(), model.gauss_params["features_dc"])[0]
+    found = torch.autograd.grad(losses["score_loss"], model.gauss_params["features_dc"])[0]
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-4)
+    image, warped, visible, _ = prior.calls[0]
+    assert not image.requires_grad
+    assert image.shape == warped.shape == (3, HEIGHT, WIDTH)
+    assert visible.dtype == torch.bool
+    assert 0.1 < float(visible.float().mean()) < 1.0
+
+
+def test_a_step_draws_the_same_noise_again() -> None:
+    model = make()
+    prior = FakeScore()
+    model._priors["score"] = prior
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses_of(model)
+    seeds = [call[3] for call in prior.calls]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_sliders_act_on_the_running_training() -> None:
+    model = make()
+    prior = FakeScore()
+    model._priors["score"] = prior
+    before = losses_of(model)
+    model.guidance_slider.value = 30.0
+    model.score_weight_slider.value = 2.0
+    model.threshold_slider.value = 0.01
+    after = losses_of(model)
+    assert prior.config.guidance == 30.0
+    assert float(after["score_loss"]) == pytest.approx(2.0 * float(before["score_loss"]))
+    assert float(after["geo_loss"]) < float(before["geo_loss"])
+    model.score_weight_slider.value = 0.0
+    assert "score_loss" not in losses_of(model)
+
+
+def test_nerfstudio_finds_the_sliders() -> None:
+    model = make()
+    found = {element.name for _, element in parse_object(model, ViewerElement, "model")}
+    assert {"λ IPSM", "CFG", "mask threshold"} <= found
+
+
+def test_a_depth_network_takes_the_place_of_points() -> None:
+    model = make()
+    model._priors["depth"] = FakeDepth()
+    losses = losses_of(model, seen_depth=None)
+    assert 0.0 <= float(losses["seen_depth_loss"]) <= 2.0 * model.config.seen_depth_weight
+    through = torch.autograd.grad(
+        losses["unseen_depth_loss"], model.gauss_params["features_dc"], allow_unused=True
+    )[0]
+    assert through is not None
+    assert float(through.abs().max()) > 0.0
+    model.config.unseen_depth_through_image = False
+    loss = losses_of(model)["unseen_depth_loss"]
+    direct = torch.autograd.grad(loss, model.gauss_params["features_dc"], allow_unused=True)[0]
+    assert direct is None or float(direct.abs().max()) == 0.0
+
+
+def test_dropout_leaves_gaussians_out_of_training_renders_only() -> None:
+    model = make(drop_rate=0.4)  # half of it at half of the run
+    opacities = model.gauss_params["opacities"].detach().sigmoid().squeeze(-1)
+    params = dict(model.gauss_params.items())
+    drawn = model._opacities(params)
+    kept = drawn > 0
+    assert 0.7 < float(kept.float().mean()) < 0.9
+    torch.testing.assert_close(drawn[kept], (opacities[kept] / 0.8).clamp_max(1.0))
+    assert bool((model.eval()._opacities(params) == opacities).all())
+    model.train().step = 0
+    assert bool((model._opacities(params) == opacities).all())
+
+
+def test_cloth_counts_as_black_in_the_absolute_part_only() -> None:
+    model = make(background_prior=True, ssim_lambda=0.6)
+    bright = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.3
+    white = bright.clone()
+    white[:, :10] = 1.0
+    plain = make(ssim_lambda=0.6)
+    outputs = model.get_outputs(camera(cam_idx=0))
+    same = [m.get_loss_dict(outputs, {"image": bright})["main_loss"] for m in (model, plain)]
+    assert float(same[0].detach()) == pytest.approx(float(same[1].detach()), rel=1e-5)
+    found = float(model.get_loss_dict(outputs, {"image": white})["main_loss"].detach())
+    target = white.clone()
+    target[:, :10] = 0.0
+    parts = l1_ssim_loss(outputs["rgb"], target, 0.0), l1_ssim_loss(outputs["rgb"], white, 1.0)
+    expected = 0.4 * float(parts[0].detach()) + 0.6 * float(parts[1].detach())
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_cloth_is_dark_with_fifty_dark_pixels_above_it_or_white() -> None:
+    image = torch.full((120, 4, 3), 0.5)
+    image[:60, 0] = 0.1  # dark from the top on: no bright pixel among those above
+    image[30:100, 1] = 0.1  # dark below an object: cloth from the fiftieth row on
+    image[100:, 2] = 1.0
+    found = cloth(image)
+    assert int(found[:, 0].sum()) == 60
+    assert torch.nonzero(found[:, 1])[:, 0].tolist() == list(range(79, 100))
+    assert torch.nonzero(found[:, 2])[:, 0].tolist() == list(range(100, 120))
+    assert not bool(found[:, 3].any())
+
+
+# ---------------------------------------------------------------- what they leave alone (check 13)
+
+
+def optimizers_of(model: IPSMModel) -> Optimizers:
+    return Optimizers(ipsm_gaussian.config.optimizers.copy(), model.get_param_groups())
+
+
+def step(model: IPSMModel, optimizers: Optimizers, number: int, **batch: Any) -> None:
+    model.step_cb(optimizers, number)
+    optimizers.zero_grad_all()
+    torch.stack(list(losses_of(model, **batch).values())).sum().backward()
+    model.step_post_backward(number)
+
+
+def test_densification_does_not_hear_of_unseen_views() -> None:
+    statistics = []
+    for unseen in (True, False):
+        model = make(geo_weight=1e-30, unseen_depth_weight=0.0)
+        optimizers = optimizers_of(model)
+        for number in (5002, 5003):  # 5001 is a refinement, which clears the statistics
+            batch = {} if unseen else {"unseen": None}
+            step(model, optimizers, number, **batch)
+        statistics.append(
+            {k: v.clone() for k, v in model.strategy_state.items() if k != "scene_scale"}
+        )
+    assert float(statistics[0]["count"].sum()) > 0
+    for name, value in statistics[0].items():
+        assert bool((value == statistics[1][name]).all()), name
+
+
+def test_priors_are_no_part_of_the_checkpoint_or_of_evaluation() -> None:
+    plain, with_priors = make().eval(), make().eval()
+    with_priors._priors = {"score": FakeScore(), "depth": FakeDepth()}
+    assert set(plain.state_dict()) == set(with_priors.state_dict())
+    names = {name.split(".")[0] for name in plain.state_dict()}
+    assert names == {"gauss_params", "_extra_state", "device_indicator_param"}
+    with torch.no_grad():
+        first, second = (m.get_outputs(camera())["rgb"] for m in (plain, with_priors))
+    assert bool((first == second).all())
+
+
+def test_the_viewer_sees_the_latest_unseen_view() -> None:
+    model = make()
+    names = {"unseen_rgb", "unseen_warped", "unseen_mask", "unseen_depth"}
+    assert not names & set(model.eval().get_outputs(camera()))
+    losses_of(model.train())
+    outputs = model.eval().get_outputs(camera())
+    assert names <= set(outputs)
+    assert {outputs[name].shape[:2] for name in names} == {outputs["rgb"].shape[:2]}
+
+
+# ---------------------------------------------------------------- what has no term
+
+
+def test_an_unseen_view_that_sees_nothing() -> None:
+    model = make()
+    away = UnseenView(camera(0.0, -2.5), camera(), 0.02)
+    away.camera.camera_to_worlds[:, :, 2] *= -1  # looks away from the scene
+    away.camera.camera_to_worlds[:, :, 0] *= -1
+    losses = losses_of(model, unseen=away)
+    assert set(losses) == {"main_loss", "seen_depth_loss"}
+
+
+def test_few_points_have_no_depth_term() -> None:
+    model = make()
+    few = KnownPoints(*(value[:10] for value in known(model)))
+    assert set(losses_of(model, seen_depth=few)) == {"main_loss", "geo_loss"}
+
+
+def test_constant_depths_of_a_network_stay_out_and_nothing_is_nan() -> None:
+    class Flat(FakeDepth):
+        def inverse_depth(self, image: Tensor) -> Tensor:
+            return torch.full_like(image[0], 3.0)
+
+    model = make()
+    model._priors["depth"] = Flat()
+    assert set(losses_of(model)) == {"main_loss", "geo_loss"}
+
+
+def test_masked_pixels_of_the_photograph_are_not_warped() -> None:
+    model = make()
+    mask = torch.zeros(HEIGHT, WIDTH, 1, dtype=torch.bool)
+    mask[:, : WIDTH // 2] = True
+    losses_of(model)
+    whole = float(model._unseen_pictures["unseen_mask"].sum())
+    losses_of(model, mask=mask)
+    assert 0.0 < float(model._unseen_pictures["unseen_mask"].sum()) < 0.8 * whole
+
+
+# ---------------------------------------------------------------- small functions
+
+
+def test_extent_is_that_of_the_cameras() -> None:
+    cameras = torch.zeros(3, 3, 4)
+    cameras[:, 0, 3] = torch.tensor([-1.0, 0.0, 1.0])
+    whole = Cameras(cameras, fx=1.0, fy=1.0, cx=1.0, cy=1.0, width=2, height=2)
+    assert capture_extent(whole) == pytest.approx(1.1)
+
+
+def test_defaults_are_those_of_the_paper_for_llff() -> None:
+    config = ipsm_gaussian.config.pipeline.model
+    assert isinstance(config, IPSMModelConfig)
+    assert (config.geo_weight, config.soft_threshold, config.strict_threshold) == (2.0, 0.3, 0.1)
+    assert (config.score.w1, config.score.w2, config.score.guidance) == (0.2, 2.0, 7.5)
+    assert IPSMSchedule(config.schedule).ramp(2250) == 0.5
