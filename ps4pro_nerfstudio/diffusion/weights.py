@@ -82,7 +82,7 @@ def open_score_prior(
     """The score prior that the user chose; says in one line what it is, or why there is none.
 
     Args:
-        choice: `off`; `auto`, weights that are already on this disk, on a GPU only;
+        choice: `off`; `auto`, weights that are already on this disk;
             `stable-diffusion`; a local folder; `tiny-random`, for tests; or `module:function`,
             called with `config` and `device` to make any other `ScorePrior`.
         config: settings; kept by reference, so that they can be changed while training runs.
@@ -132,11 +132,10 @@ def open_score_prior(
                 f"(the extra of {EXTRA} is installed)"
             )
         if choice == "auto" and device.type == "cpu":
-            say(
-                "training without a score prior: its weights are here, but a step takes too long "
-                f"without a GPU; {SCORE_FIELD} stable-diffusion uses it all the same"
+            warn(
+                "the score prior takes many seconds a step without a GPU; "
+                f"{SCORE_FIELD} off trains without it"
             )
-            return None
         inpainting, text = (place for place in found if place is not None)
     else:
         inpainting, text = (find_in_folder(part, Path(choice), fetch) for part in parts)

@@ -58,7 +58,8 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     _target: type = field(default_factory=lambda: IPSMModel)
     diffusion: str = "auto"
     """Prior of unseen views: off, stable-diffusion, a folder with its weights, or auto: weights
-    that are on this machine already, else off. `ps4pro fetch-weights ipsm` downloads them."""
+    that are on this machine already, else off. `ps4pro fetch-weights ipsm` downloads them. Or
+    module:function, called with its config and device, for any other `ScorePrior`."""
     depth: str = "auto"
     """Depth of the photographs: triangulated, depth-anything, dpt-hybrid, a folder with weights, or
     auto: the network's where its weights are on this machine already, else triangulated."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,17 +110,17 @@ def test_auto_takes_what_the_cache_holds(
     found = find_cached(TEXT)
     assert found is not None
     assert found.name == f"{TEXT.hub_id}@{COMMIT[:12]}"
-    # On a CPU a step would take minutes, which nobody asked for.
-    assert open_score_prior("auto", config(), "cpu") is None
-    (line,) = said
-    assert "GPU" in line
     loaded: list[Any] = []
     monkeypatch.setattr(weights, "_load_score", lambda *arguments: loaded.append(arguments))
     open_score_prior("auto", config(), "cuda")
-    ((inpainting, text, _, device),) = loaded
-    assert inpainting.name.startswith(INPAINTING.hub_id)
-    assert text.name.startswith(TEXT.hub_id)
-    assert device.type == "cuda"
+    assert said == []
+    open_score_prior("auto", config(), "cpu")
+    (line,) = said
+    assert "without a GPU" in line
+    assert [arguments[3].type for arguments in loaded] == ["cuda", "cpu"]
+    for inpainting, text, *_ in loaded:
+        assert inpainting.name.startswith(INPAINTING.hub_id)
+        assert text.name.startswith(TEXT.hub_id)
 
 
 def test_stable_diffusion_is_used_even_on_a_cpu(
@@ -361,3 +362,15 @@ def test_which_weights_files_are_read(
             (tmp_path / network.file(one)).touch()
     settings = config(variant=variant)
     assert _variant(network, tmp_path, settings, getattr(torch, dtype)) == expected
+
+
+def test_configs_and_choices_import_without_the_extra() -> None:
+    """Listing the methods must not cost the seconds that diffusers and transformers take."""
+    code = (
+        "import sys; import ps4pro_nerfstudio.diffusion.weights; "
+        "import ps4pro_nerfstudio.commands.fetch_weights; "
+        "print([name for name in ('diffusers', 'transformers', 'huggingface_hub')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -52,6 +52,14 @@ def test_points_of_planes_lie_on_them(num_views):
     assert np.sum(np.abs(points.xyz[:, 2] + FAR_DEPTH) < 0.04) > 50
 
 
+def test_points_remember_the_views_that_found_them(scene, points):
+    assert points.seen_by.shape == (len(points), len(scene.arguments["images"]))
+    np.testing.assert_array_equal(points.seen_by.sum(axis=1), points.track_lengths)
+    for view, pose in enumerate(scene.camera_to_worlds):
+        in_camera = (points.xyz[points.seen_by[:, view]] - pose[:3, 3]) @ pose[:3, :3]
+        assert bool((in_camera[:, 2] < 0).all())  # OpenGL: in front of the camera
+
+
 def test_views_of_different_sizes_agree():
     """The same camera with half the pixels: a slip of half a pixel between them would show."""
     fine, coarse = (plane_scene(2, width, width * 3 // 4) for width in (480, 240))
