@@ -155,3 +155,9 @@ DEPTH: dict[str, Part] = {
     "dpt-hybrid": _depth("Intel/dpt-hybrid-midas", 490),
 }
 """Depth weights, in the order in which they are looked for."""
+
+
+def licences(name: str) -> dict[str, str]:
+    """Licences of the published parts that the name of a prior mentions, by hub id."""
+    parts = [part for pair in DENOISERS.values() for part in pair] + list(DEPTH.values())
+    return {part.hub_id: part.licence for part in parts if f"{part.hub_id}@" in name}

@@ -15,6 +15,7 @@ What it adds:
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ from ps4pro_nerfstudio.messages import InputError, MissingPartError, fail, say
 
 if TYPE_CHECKING:
     from ps4pro_nerfstudio.viewer.views_panel import ViewsPanel
+
+PROVENANCE_FILE = "networks.json"
+"""Which networks' weights judged a run, in its folder; for models that have such."""
 
 # Far apart for neighbouring seeds; a prime keeps (seed, step) pairs from meeting.
 _SEED_STRIDE = 1_000_003
@@ -82,6 +86,9 @@ class PS4PROTrainer(Trainer):
             train=manager.train_dataset.image_filenames,
             test=manager.eval_dataset.image_filenames,
         )
+        provenance = getattr(self.pipeline.model, "provenance", None)
+        if provenance is not None:
+            (self.base_dir / PROVENANCE_FILE).write_text(json.dumps(provenance(), indent=1) + "\n")
 
     def _load_checkpoint(self) -> None:
         load_dir = self.config.load_dir

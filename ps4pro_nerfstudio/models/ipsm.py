@@ -23,6 +23,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.viewer.viewer_elements import ViewerSlider
 from torch import Tensor
 
+from ps4pro_nerfstudio.diffusion.catalogue import licences
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig
 from ps4pro_nerfstudio.diffusion.protocol import DepthPrior, ScorePrior
@@ -148,6 +149,14 @@ class IPSMModel(PS4PROSplatfactoModel):
     def depth_prior(self) -> DepthPrior | None:
         """The depth network of this training, if there is one."""
         return self._priors.get("depth")
+
+    def provenance(self) -> dict[str, Any]:
+        """What judged this training, for the record: name and licence of the networks' weights."""
+        networks = {"diffusion": self.score_prior, "depth": self.depth_prior}
+        return {
+            role: None if prior is None else {"name": prior.name, "licences": licences(prior.name)}
+            for role, prior in networks.items()
+        }
 
     def _make_strategy(self) -> IPSMStrategy:
         """Gsplat's strategy with unpooling, or with all that was released with IPSM."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ps4pro_nerfstudio.diffusion import weights
-from ps4pro_nerfstudio.diffusion.catalogue import DENOISERS, Part
+from ps4pro_nerfstudio.diffusion.catalogue import DENOISERS, Part, licences
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, InpaintingScorePrior
 from ps4pro_nerfstudio.diffusion.weights import find_cached, open_score_prior
 from ps4pro_nerfstudio.messages import InputError, MissingPartError
@@ -374,3 +374,11 @@ def test_configs_and_choices_import_without_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_licences_of_a_prior_are_those_of_the_parts_in_its_name() -> None:
+    assert licences(f"{INPAINTING.hub_id}@0123 + {TEXT.hub_id}@4567") == {
+        INPAINTING.hub_id: INPAINTING.licence,
+        TEXT.hub_id: TEXT.licence,
+    }
+    assert licences("/some/folder + /another") == {}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ def test_a_run_is_finite_repeatable_and_comes_back_from_disk(scene: Path, diffus
     trainer = set_up(scene, diffusion)
     model = trainer.pipeline.model
     before = {name: value.detach().clone() for name, value in model.gauss_params.items()}
+    networks = json.loads((trainer.base_dir / "networks.json").read_text())
+    assert (networks["diffusion"] is None) == (diffusion == "off")
+    assert networks["depth"] is None
     history = train(trainer)
     terms = {name for losses in history for name in losses}
     assert {"main_loss", "seen_depth_loss", "geo_loss", "unseen_depth_loss"} <= terms
