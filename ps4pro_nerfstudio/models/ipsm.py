@@ -112,8 +112,6 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     """The depth network."""
     output_depth_during_training: bool = True
     """Depth is part of the loss."""
-    background_color: Literal["random", "black", "white"] = "black"
-    """Background behind the splats."""
 
 
 class IPSMModel(PS4PROSplatfactoModel):

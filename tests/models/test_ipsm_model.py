@@ -41,7 +41,9 @@ def make(num_points: int = 400, **options: Any) -> IPSMModel:
     xyz = 1.6 * torch.rand(num_points, 3, generator=generator) - 0.8
     rgb = torch.randint(0, 255, (num_points, 3), generator=generator)
     torch.manual_seed(0)
-    options = {"drop_rate": 0.0, "warmup_length": 2, "refine_every": 3, **options}
+    # Without randomness two renders are equal.
+    fixed = {"drop_rate": 0.0, "background_color": "black"}
+    options = {**fixed, "warmup_length": 2, "refine_every": 3, **options}
     model = IPSMModelConfig(**options).setup(
         scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])),
         num_train_data=3,
