@@ -70,10 +70,12 @@ class IPSMStrategy(DefaultStrategy):
     def _distance(self, means: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (squared) distance [N] to the three nearest neighbours, and these [N, 3]."""
         points = means.detach().cpu().numpy()
-        distance, neighbours = KDTree(points).query(points, k=list(range(2, NEIGHBOURS + 2)))
+        # The first neighbour of a point is itself.
+        found = KDTree(points).query(points, k=NEIGHBOURS + 1)
+        distance, neighbours = (np.asarray(part)[:, 1:] for part in found)
         squared = np.square(distance).mean(axis=1)
         result = torch.from_numpy(squared if self.unpool_metric == "paper" else np.sqrt(squared))
-        return result.to(means), torch.from_numpy(np.asarray(neighbours)).to(means.device)
+        return result.to(means), torch.from_numpy(neighbours.copy()).to(means.device)
 
     def _lonely(self, params, factor: float) -> tuple[Tensor, Tensor] | None:
         """Large Gaussians farther than `factor` extents from their neighbours: mask, neighbours."""
