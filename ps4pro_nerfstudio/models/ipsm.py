@@ -91,9 +91,9 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     """L_geo is the mean over all pixels, as released, or those that the photograph explains."""
     unseen_depth_through_image: bool = True
     """Let the gradient of the network's depth of an unseen view reach its colours too."""
-    drop_rate: float = 0.2
+    drop_rate: float = 0.0
     """Share of the Gaussians left out of each training render by the end of the run, growing from
-    none; the others count for them (DropGaussian, arXiv 2504.00773, is its source). Not in IPSM."""
+    none; the others count for them (DropGaussian, arXiv 2504.00773, has 0.2). Not in IPSM."""
     densification: Literal["splatfacto", "released"] = "splatfacto"
     """splatfacto's, with the fields that it has, which measured better; or as released with IPSM:
     plain gradients above 5e-4, opacities below .005 pruned, until the end, with resets."""
