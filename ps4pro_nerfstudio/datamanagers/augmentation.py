@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from ps4pro_nerfstudio.caches import cache_folder, can_write, capture_cache
-from ps4pro_nerfstudio.geometry.cameras import pixel_centres
 from ps4pro_nerfstudio.initialization.dense_points import (
     DensePointsConfig,
     PointCloud,
@@ -34,8 +33,7 @@ from ps4pro_nerfstudio.initialization.seed_points import (
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
 from ps4pro_nerfstudio.messages import InputError, say
-from ps4pro_nerfstudio.pseudo_views.alignment import unproject
-from ps4pro_nerfstudio.pseudo_views.consistency import camera_of
+from ps4pro_nerfstudio.pseudo_views.consistency import scene_points
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.repeated import repeat_photographs
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule, PseudoViewScheduleConfig
@@ -181,16 +179,13 @@ def dense_observations(views: Sequence[PseudoView]) -> list[PointObservations]:
     for view in views:
         if view.depth is None or view.image is None:
             continue
-        camera = camera_of(view)
-        row, column = np.nonzero(view.depth)
-        depth = view.depth[row, column].astype(np.float64)
-        centres = pixel_centres(view.height, view.width)[row, column]
+        xyz, row, column = scene_points(view)
         observations.append(
             PointObservations(
-                xyz=unproject(centres, depth, camera),
+                xyz=xyz,
                 rgb=view.image[row, column],
                 weight=view.confidence[row, column].astype(np.float64) / 255.0,
-                pixel_size=depth / view.fx,
+                pixel_size=view.depth[row, column].astype(np.float64) / view.fx,
             )
         )
     return observations

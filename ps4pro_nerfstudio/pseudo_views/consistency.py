@@ -55,10 +55,7 @@ def drop_contradicted(
         if frame.depth is None or not frame.depth.any():
             checked.append(frame)
             continue
-        row, column = np.nonzero(frame.depth)
-        depth = frame.depth[row, column]
-        centres = pixel_centres(*frame.depth.shape)[row, column]
-        points = unproject(centres, depth, cameras[index])
+        points, row, column = scene_points(frame)
         others = [
             (other, cameras[j])
             for j, other in enumerate(frames)
@@ -75,7 +72,7 @@ def drop_contradicted(
         known = _is_known(points, colors, cameras[index], strangers)
         keep = (balance >= 0) & (known | (balance > 0))
         left = np.zeros_like(frame.depth)
-        left[row[keep], column[keep]] = depth[keep]
+        left[row[keep], column[keep]] = frame.depth[row[keep], column[keep]]
         checked.append(replace(frame, depth=left))
     return checked
 
@@ -144,3 +141,17 @@ def _inside(
         index = np.flatnonzero(np.all((pixels >= 0.0) & (pixels < size), axis=-1))
     column, row = pixels[index].astype(np.int64).T
     return index, column, row
+
+
+def scene_points(view: PseudoView) -> tuple[Float64, NDArray[np.int64], NDArray[np.int64]]:
+    """Points [P, 3] in the world of the pixels of a view that have a depth, their rows and columns.
+
+    Raises:
+        ValueError: the view has no depth map.
+    """
+    if view.depth is None:
+        raise ValueError("the view has no depth")
+    row, column = np.nonzero(view.depth)
+    centres = pixel_centres(view.height, view.width)[row, column]
+    depth = view.depth[row, column].astype(np.float64)
+    return unproject(centres, depth, camera_of(view)), row, column

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes, pixel_centres, project
-from ps4pro_nerfstudio.pseudo_views.alignment import unproject
-from ps4pro_nerfstudio.pseudo_views.consistency import camera_of
+from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes, project
+from ps4pro_nerfstudio.pseudo_views.consistency import scene_points
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 
@@ -71,7 +70,9 @@ def seen_depths(
     generator = np.random.default_rng(config.seed)
     parts: dict[str, list[NDArray]] = {name: [] for name in views.names}
     for frame in frames:
-        xyz = _points_of(frame)
+        if frame.depth is None:  # a control; its sources may even be other photographs
+            continue
+        xyz, _, _ = scene_points(frame)
         for name in frame.provenance.source_names:
             parts[name].append(xyz)
     result = []
@@ -84,15 +85,6 @@ def seen_depths(
             dense = dense[generator.choice(len(dense), config.max_samples, replace=False)]
         result.append(_as_seen(dense, views, index))
     return result
-
-
-def _points_of(frame: PseudoView) -> NDArray:
-    """Scene points [P, 3] of the pixels of a frame that have a depth."""
-    if frame.depth is None:
-        return np.zeros((0, 3))
-    row, column = np.nonzero(frame.depth)
-    centres = pixel_centres(frame.height, frame.width)[row, column]
-    return unproject(centres, frame.depth[row, column].astype(np.float64), camera_of(frame))
 
 
 def _as_seen(xyz: NDArray, views: SourceViews, index: int) -> SeenDepth:

@@ -179,13 +179,19 @@ def test_seen_depth_moves_gaussians_towards_the_known_points() -> None:
         assert sign * float(gradient[:, 1].sum()) < 0.0
 
 
-def test_geometry_reaches_no_depth() -> None:
-    """The loss of an all-equal photograph is the same wherever depth puts its pixels."""
+def test_geometry_reaches_the_unseen_render_alone() -> None:
+    """Neither the seen render nor any rendered depth has a path to the loss."""
     model = make()
-    (gradient,) = torch.autograd.grad(
-        losses_of(model)["geo_loss"], model.gauss_params["features_dc"]
+    outputs = model.get_outputs(camera(cam_idx=0))
+    unseen = UnseenView(camera(0.1), camera(), 0.02)
+    batch = {"image": PHOTO, "image_idx": 0, "seen_depth": known(model), "unseen": unseen}
+    loss = model.get_loss_dict(outputs, batch)["geo_loss"]
+    seen = torch.autograd.grad(
+        loss, [outputs["rgb"], outputs["depth"]], retain_graph=True, allow_unused=True
     )
-    assert float(gradient.abs().max()) > 0.0
+    assert seen == (None, None)
+    (colours,) = torch.autograd.grad(loss, model.gauss_params["features_dc"])
+    assert float(colours.abs().max()) > 0.0
 
 
 def test_the_score_is_a_gradient_on_the_render_and_its_value_is_logged() -> None:

@@ -82,3 +82,11 @@ def test_the_draw_is_bounded_and_repeatable(
         np.testing.assert_array_equal(a.xyz, b.xyz)
     with pytest.raises(ValueError, match="max_samples"):
         SeenDepthConfig(max_samples=0)
+
+
+def test_frames_without_depth_of_other_photographs_are_passed_over(
+    three_views: SourceViews, frames: list[PseudoView]
+) -> None:
+    origin = replace(frames[0].provenance, source_names=("between.png",))
+    control = replace(frames[0], depth=None, provenance=origin)
+    assert [len(seen) for seen in seen_depths(three_views, [control])] == [0, 0, 0]
