@@ -155,6 +155,17 @@ def augment(
     return Augmentation(views_to_train, points, num_sparse, num_dense, made.views, tracks)
 
 
+def feature_tracks(
+    views: SourceViews, config: AugmentationConfig, data: Path | None = None
+) -> SeedPoints:
+    """Points triangulated from the features of the photographs, kept beside `data`.
+
+    Raises:
+        InputError: as `initialization.seed_points`.
+    """
+    return _seed_points(views, config, _cache(config, data))
+
+
 def plan(
     config: AugmentationConfig, num_real_views: int, num_pseudo_views: int, num_steps: int
 ) -> PseudoViewSchedule:
@@ -207,7 +218,12 @@ def _sparse_points(
     """Points of the capture, else those that are made here, with how they were made."""
     if sparse is not None and len(sparse) >= config.seed_points.min_points:
         return sparse, None
-    made = seed_points(
+    made = _seed_points(views, config, cache)
+    return PointCloud(made.xyz, made.rgb), made
+
+
+def _seed_points(views: SourceViews, config: AugmentationConfig, cache: Path) -> SeedPoints:
+    return seed_points(
         views.images,
         views.valid or [None] * len(views.images),
         views.camera_to_worlds,
@@ -216,7 +232,6 @@ def _sparse_points(
         config=config.seed_points,
         cache_folder=cache / "seed_points",
     )
-    return PointCloud(made.xyz, made.rgb), made
 
 
 def _pseudo_views(

@@ -18,7 +18,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from torch import Tensor
 
-from ps4pro_nerfstudio.datamanagers.augmentation import Augmentation
+from ps4pro_nerfstudio.datamanagers.augmentation import Augmentation, feature_tracks
 from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import (
     PseudoViewDatamanager,
     PseudoViewDatamanagerConfig,
@@ -30,7 +30,7 @@ from ps4pro_nerfstudio.pseudo_views.perturbed import (
     depth_bounds,
     perturbed_cameras,
 )
-from ps4pro_nerfstudio.pseudo_views.seen_depth import SeenDepthConfig, seen_depths
+from ps4pro_nerfstudio.pseudo_views.seen_depth import SeenDepthConfig, Tracks, seen_depths
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 
 
@@ -76,8 +76,9 @@ class UnseenViewDatamanager(PseudoViewDatamanager):
     def _keep(self, views: SourceViews, made: Augmentation) -> None:
         """Depths of the photographs and cameras near them."""
         config = self.config
-        tracks = None if made.tracks is None else (made.tracks.xyz, made.tracks.seen_by)
-        found = seen_depths(views, made.frames, tracks, config.seen_depth)
+        found = seen_depths(
+            views, made.frames, lambda: self._tracks(views, made), config.seen_depth
+        )
         self._known = [
             KnownPoints(
                 torch.from_numpy(seen.pixels).to(self.device),
@@ -100,6 +101,17 @@ class UnseenViewDatamanager(PseudoViewDatamanager):
             else perturbed_cameras(views.camera_to_worlds, bounds, config.unseen)
         )
         self._run_length: int | None = None
+
+    def _tracks(self, views: SourceViews, made: Augmentation) -> Tracks | None:
+        """Points triangulated from features.
+
+        They are made now where the capture brought points: nobody knows which views found those.
+        """
+        tracks = made.tracks
+        if tracks is None:
+            say("too little depth from the photographs' neighbours; matching features as well")
+            tracks = feature_tracks(views, self.config, self.config.data)
+        return None if tracks.method == "random" else (tracks.xyz, tracks.seen_by)
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes

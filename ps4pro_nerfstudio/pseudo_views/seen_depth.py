@@ -9,7 +9,7 @@ monocular network, so they fix the scale too (IPSM, arXiv 2412.02225, uses a net
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,10 @@ class SeenDepthConfig:
             raise ValueError(f"max_samples must be at least 1, got {self.max_samples}")
 
 
+Tracks = tuple[NDArray, NDArray[np.bool_]]
+"""Sparse points [P, 3] in the world, and which of the N views found them [P, N]."""
+
+
 @dataclass(frozen=True)
 class SeenDepth:
     """Points that one photograph shows, with the depths at which it shows them."""
@@ -55,7 +59,7 @@ class SeenDepth:
 def seen_depths(
     views: SourceViews,
     frames: Sequence[PseudoView],
-    points: tuple[NDArray, NDArray[np.bool_]] | None = None,
+    find_tracks: Callable[[], Tracks | None] | None = None,
     config: SeenDepthConfig | None = None,
 ) -> list[SeenDepth]:
     """What is known of the depth of each photograph.
@@ -63,7 +67,7 @@ def seen_depths(
     Args:
         views: the N photographs.
         frames: frames between them, with depths.
-        points: sparse points [P, 3] in the world, and which of the N views found them [P, N].
+        find_tracks: asked once for sparse points if a photograph has too few dense ones.
         config: how many points are kept.
     """
     config = config or SeenDepthConfig()
@@ -75,11 +79,13 @@ def seen_depths(
         xyz, _, _ = scene_points(frame)
         for name in frame.provenance.source_names:
             parts[name].append(xyz)
+    known = [np.concatenate([np.zeros((0, 3)), *parts[name]]) for name in views.names]
+    wanting = any(len(dense) < config.min_dense for dense in known)
+    tracks = find_tracks() if wanting and find_tracks is not None else None
     result = []
-    for index, name in enumerate(views.names):
-        dense = np.concatenate([np.zeros((0, 3)), *parts[name]])
-        if points is not None and len(dense) < config.min_dense:
-            xyz, seen_by = points
+    for index, dense in enumerate(known):
+        if tracks is not None and len(dense) < config.min_dense:
+            xyz, seen_by = tracks
             dense = np.concatenate([dense, xyz[seen_by[:, index]]])
         if len(dense) > config.max_samples:
             dense = dense[generator.choice(len(dense), config.max_samples, replace=False)]

@@ -14,6 +14,7 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanager
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
+from ps4pro_nerfstudio.initialization.points import SeedPointsConfig
 from ps4pro_nerfstudio.methods import ipsm_gaussian
 from ps4pro_nerfstudio.models.ipsm import project_points
 from tests.conftest import write_capture
@@ -95,6 +96,24 @@ def test_depth_is_known_even_where_nothing_else_is_added(tmp_path: Path) -> None
     manager = make(folder, pseudo_views=pseudo, dense_points=dense)
     assert manager.pseudo_views == []
     assert len(manager.next_train(0)[1]["seen_depth"].depth) > 100
+
+
+def test_features_give_depth_where_a_capture_brings_points_but_no_neighbours_match(
+    tmp_path: Path,
+) -> None:
+    """Which photographs show the points of a file is not known, so they are found anew."""
+    folder = write_capture(tmp_path / "capture", num_images=4, width=320, height=240)
+    pseudo = copy.deepcopy(ipsm_gaussian.config.pipeline.datamanager).pseudo_views
+    pseudo.source.pairs.max_rotation_degrees = 0.1
+    parser = SparseViewsDataParserConfig(test_every=4)
+    few = SeedPointsConfig(min_points=5)  # the wall is smooth
+    manager = make(folder, pseudo_views=pseudo, dataparser=parser, seed_points=few)
+    assert manager.pseudo_views == []
+    for camera, batch in real_views(manager, range(3)):
+        seen = batch["seen_depth"]
+        assert len(seen.depth) >= 3
+        pixels, _ = project_points(seen.xyz, camera)
+        torch.testing.assert_close(pixels, seen.pixels, atol=1e-2, rtol=0)
 
 
 def test_test_images_do_not_reach_the_training(tmp_path: Path) -> None:

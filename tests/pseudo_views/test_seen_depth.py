@@ -48,7 +48,7 @@ def test_sparse_points_stand_in_for_dense_ones(three_views: SourceViews) -> None
     points = wall_points(100)
     seen_by = np.zeros((100, 3), bool)
     seen_by[:40, 0] = True
-    found = seen_depths(three_views, [], (points, seen_by))
+    found = seen_depths(three_views, [], lambda: (points, seen_by))
     assert [len(seen) for seen in found] == [40, 0, 0]
     np.testing.assert_allclose(found[0].xyz, points[:40], atol=1e-6)
 
@@ -58,7 +58,7 @@ def test_sparse_points_do_not_join_where_dense_ones_suffice(
 ) -> None:
     points, seen_by = wall_points(100), np.ones((100, 3), bool)
     alone = seen_depths(three_views, frames)
-    joined = seen_depths(three_views, frames, (points, seen_by))
+    joined = seen_depths(three_views, frames, lambda: (points, seen_by))
     assert [len(seen) for seen in joined] == [len(seen) for seen in alone]
 
 
