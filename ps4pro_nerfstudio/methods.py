@@ -16,6 +16,7 @@ from ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager import PseudoRayDatam
 from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import PseudoViewDatamanagerConfig
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanagerConfig
 from ps4pro_nerfstudio.engine.checkpoints import allow_numpy_scalars
+from ps4pro_nerfstudio.engine.ipsm_pipeline import IPSMPipelineConfig
 from ps4pro_nerfstudio.engine.optimizers import FusedAdamOptimizerConfig
 from ps4pro_nerfstudio.engine.programs import provide_ffmpeg
 from ps4pro_nerfstudio.engine.schedulers import FloatExponentialDecaySchedulerConfig
@@ -62,8 +63,8 @@ def _splatfacto(
     num_steps: int,
     steps_per_save: int,
     steps_per_eval_all_images: int,
-    model: PS4PROSplatfactoModelConfig,
-    datamanager: PseudoViewDatamanagerConfig | None = None,
+    model: PS4PROSplatfactoModelConfig | None = None,
+    pipeline: VanillaPipelineConfig | None = None,
 ) -> PS4PROTrainerConfig:
     return PS4PROTrainerConfig(
         method_name=name,
@@ -73,12 +74,12 @@ def _splatfacto(
         steps_per_eval_image=500,
         steps_per_eval_all_images=steps_per_eval_all_images,
         mixed_precision=False,
-        pipeline=VanillaPipelineConfig(
-            datamanager=datamanager
-            or PseudoViewDatamanagerConfig(
+        pipeline=pipeline
+        or VanillaPipelineConfig(
+            datamanager=PseudoViewDatamanagerConfig(
                 dataparser=NerfstudioDataParserConfig(load_3D_points=True),
             ),
-            model=model,
+            model=model or PS4PROSplatfactoModelConfig(),
         ),
         optimizers=_splat_optimizers(),
         # Loopback: who wants the viewer on the network says so (--viewer.websocket-host 0.0.0.0).
@@ -94,7 +95,6 @@ ps4pro_splatfacto = MethodSpecification(
         num_steps=7000,
         steps_per_save=1000,
         steps_per_eval_all_images=3500,
-        model=PS4PROSplatfactoModelConfig(),
     ),
     description="Splatfacto with pseudo views for sparse captures; trains on GPU and CPU.",
 )
@@ -209,9 +209,11 @@ def _ipsm(name: str, model: IPSMModelConfig, unseen: PerturbedCamerasConfig) -> 
         num_steps=10_000,
         steps_per_save=1000,
         steps_per_eval_all_images=5000,
-        model=model,
-        datamanager=UnseenViewDatamanagerConfig(
-            dataparser=NerfstudioDataParserConfig(load_3D_points=True), unseen=unseen
+        pipeline=IPSMPipelineConfig(
+            datamanager=UnseenViewDatamanagerConfig(
+                dataparser=NerfstudioDataParserConfig(load_3D_points=True), unseen=unseen
+            ),
+            model=model,
         ),
     )
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ps4pro_nerfstudio.geometry.cameras import Float64, as_4x4
 from ps4pro_nerfstudio.initialization.dense_points import DensePointsConfig
+from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig
 from ps4pro_nerfstudio.initialization.points import SeedPointsConfig
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.pseudo_views.sources import InterpolatedSourceConfig
@@ -120,6 +121,8 @@ class CaptureCommand:
             ),
             # The same holds for points.
             dense_points=replace(self.dense_points, enabled=True, max_views=len(dataset)),
+            # Guesses help a training to begin; they are no points of the capture.
+            filled_points=FilledPointsConfig(enabled=False),
             seed_points=self.seed_points,
             cache_dir=self.cache_dir,
         )

@@ -7,7 +7,7 @@ disk. Whatever a datamanager serves, full images or rays, it gets them here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +24,15 @@ from ps4pro_nerfstudio.initialization.dense_points import (
     PointCloud,
     PointObservations,
     fuse,
+    shuffled,
 )
+from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig, filled_points
 from ps4pro_nerfstudio.initialization.seed_points import (
     SeedPoints,
     SeedPointsConfig,
     seed_points,
 )
+from ps4pro_nerfstudio.initialization.views import TrainViews
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
 from ps4pro_nerfstudio.messages import InputError, say
@@ -77,6 +80,8 @@ class AugmentationConfig:
     """Views added between the training views."""
     dense_points: DensePointsConfig = field(default_factory=DensePointsConfig)
     """Initial points from the same correspondences."""
+    filled_points: FilledPointsConfig = field(default_factory=FilledPointsConfig)
+    """Coarse initial points where there are neither sparse nor dense ones."""
     seed_points: SeedPointsConfig = field(default_factory=SeedPointsConfig)
     """Sparse initial points of a capture that brings none."""
     cache_dir: Path | None = None
@@ -94,7 +99,7 @@ class Augmentation:
     num_sparse: int = 0
     """How many of the points are sparse ones of the capture."""
     num_dense: int = 0
-    """How many come from dense correspondences; what is neither sparse nor dense is random."""
+    """How many come from dense correspondences; what is neither is guessed or random."""
     frames: list[PseudoView] = field(default_factory=list)
     """All frames that were made, also those that shall not be trained on: their depths."""
     tracks: SeedPoints | None = None
@@ -110,6 +115,7 @@ def augment(
     data: Path | None = None,
     between: SourceViews | None = None,
     want_frames: bool = False,
+    inverse_depths: Callable[[], Sequence[NDArray] | None] | None = None,
 ) -> Augmentation:
     """Make, or load, pseudo views and initial points of a capture; says in one line each what.
 
@@ -121,6 +127,8 @@ def augment(
         data: the capture, a folder or its json file, which also keeps what was made.
         between: photographs taken between the training views, for the control "oracle" alone.
         want_frames: make frames even where neither pseudo views nor dense points are wanted.
+        inverse_depths: asked for a network's inverse depth [H, W] of each photograph when blank
+            spots are filled; without it, or for None, their depth is interpolated.
 
     Raises:
         InputError: a capture that cannot be used, see `initialization.seed_points`; the control
@@ -151,6 +159,10 @@ def augment(
         fused = _with_dense_points(made, points, are_random, config)
         num_dense = 0 if fused is points else len(fused) - num_sparse
         points = fused
+        fills = config.filled_points.enabled and num_real <= config.filled_points.max_views
+        if fills and num_sparse + num_dense > 0 and not config.dense_points.as_many_as_sparse:
+            known = None if inverse_depths is None else inverse_depths()
+            points = _with_filled_points(views, points, config, known)
     views_to_train = made.views if use_views else []
     return Augmentation(views_to_train, points, num_sparse, num_dense, made.views, tracks)
 
@@ -275,6 +287,27 @@ def _with_dense_points(
         f"{len(points) - len(sparse):,} from dense correspondences"
     )
     return points
+
+
+def _with_filled_points(
+    views: SourceViews,
+    points: PointCloud,
+    config: AugmentationConfig,
+    inverse_depths: Sequence[NDArray] | None,
+) -> PointCloud:
+    photographs = TrainViews.checked(
+        views.images,
+        views.valid or [None] * len(views.images),
+        views.camera_to_worlds,
+        views.intrinsics,
+        views.names,
+    )
+    filled = filled_points(photographs, points, config.filled_points, inverse_depths)
+    if len(filled) == 0:
+        return points
+    how = "interpolated depth" if inverse_depths is None else "the depth network's depth"
+    say(f"{len(filled):,} coarse points more at {how}, where correspondences gave none")
+    return shuffled(points, filled, config.dense_points.seed)
 
 
 def _cache(config: AugmentationConfig, data: Path | None) -> Path:

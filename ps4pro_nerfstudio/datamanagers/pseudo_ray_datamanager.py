@@ -49,6 +49,7 @@ from ps4pro_nerfstudio.datamanagers.captures import (
 )
 from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.initialization.dense_points import DensePointsConfig
+from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig
 from ps4pro_nerfstudio.messages import say
 from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY, find_sources
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
@@ -64,6 +65,10 @@ class PseudoRayDatamanagerConfig(AugmentationConfig, VanillaDataManagerConfig):
         default_factory=lambda: DensePointsConfig(enabled=False)
     )
     """Not offered: a radiance field starts from no points."""
+    filled_points: Annotated[FilledPointsConfig, tyro.conf.Suppress] = field(
+        default_factory=lambda: FilledPointsConfig(enabled=False)
+    )
+    """Not offered either."""
 
 
 class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):

@@ -25,6 +25,7 @@ from nerfstudio.data.datamanagers.full_images_datamanager import (
     FullImageDatamanagerConfig,
 )
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ps4pro_nerfstudio.datamanagers.augmentation import (
@@ -133,6 +134,7 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
             self.config.data,
             self._photographs_between() if self.config.pseudo_views.control == "oracle" else None,
             self._wants_frames,
+            lambda: self._inverse_depths(views),
         )
         self.pseudo_views = made.pseudo_views
         self._keep(views, made)
@@ -141,6 +143,11 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
 
     def _keep(self, views: SourceViews, made: Augmentation) -> None:
         """Take more of what was made; here nothing more is needed."""
+
+    def _inverse_depths(self, views: SourceViews) -> list[NDArray] | None:
+        """What a depth network sees in the photographs, [H, W] each; here there is none."""
+        del views
+        return None
 
     def _photographs_between(self) -> SourceViews | None:
         """Photographs between the training views that are not test views; None: not known."""

@@ -10,12 +10,14 @@ are drawn evenly, so the unseen ones are too, and the seen render is not needed 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+import tyro
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ps4pro_nerfstudio.datamanagers.augmentation import Augmentation, feature_tracks
@@ -23,6 +25,9 @@ from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import (
     PseudoViewDatamanager,
     PseudoViewDatamanagerConfig,
 )
+from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig
+from ps4pro_nerfstudio.diffusion.protocol import DepthPrior
+from ps4pro_nerfstudio.diffusion.weights import open_depth_prior
 from ps4pro_nerfstudio.messages import say
 from ps4pro_nerfstudio.pseudo_views.perturbed import (
     PerturbedCameras,
@@ -65,6 +70,12 @@ class UnseenViewDatamanagerConfig(PseudoViewDatamanagerConfig):
     """Cameras near the seen ones."""
     seen_depth: SeenDepthConfig = field(default_factory=SeenDepthConfig)
     """Depth of the photographs from correspondences."""
+    depth: Annotated[str, tyro.conf.Suppress] = "triangulated"
+    """Depth network of the coarse initial points: that of the model, which the pipeline enters."""
+    depth_network: Annotated[MonocularDepthConfig, tyro.conf.Suppress] = field(
+        default_factory=MonocularDepthConfig
+    )
+    """Its settings."""
 
 
 class UnseenViewDatamanager(PseudoViewDatamanager):
@@ -72,6 +83,27 @@ class UnseenViewDatamanager(PseudoViewDatamanager):
 
     config: UnseenViewDatamanagerConfig
     _wants_frames = True
+
+    def _augment(self) -> None:
+        self.depth_prior: DepthPrior | None = open_depth_prior(
+            self.config.depth, self.config.depth_network, self.device
+        )
+        super()._augment()
+
+    def _inverse_depths(self, views: SourceViews) -> list[NDArray] | None:
+        """Link (c) of the initialisation chain: coarse points at the network's depth."""
+        prior = self.depth_prior
+        if prior is None:
+            return None
+        with torch.no_grad():
+            return [
+                prior.inverse_depth(
+                    torch.from_numpy(image).to(self.device).permute(2, 0, 1).float() / 255.0
+                )
+                .cpu()
+                .numpy()
+                for image in views.images
+            ]
 
     def _keep(self, views: SourceViews, made: Augmentation) -> None:
         """Depths of the photographs and cameras near them."""

@@ -136,6 +136,20 @@ def project(
     return np.where(in_front[..., None], image[..., :2] / divisor, np.nan), depth
 
 
+def back_project(
+    pixels: ArrayLike, depth: ArrayLike, camera_to_world: ArrayLike, intrinsics: ArrayLike
+) -> Float64:
+    """World points [..., 3] of pixels [..., 2] at depths [...] along the optical axis.
+
+    The inverse of `project`: camera_to_world [4, 4] has OpenCV axes, intrinsics are [3, 3].
+    """
+    inverse = np.linalg.inv(np.asarray(intrinsics, np.float64))
+    rays = np.asarray(pixels, np.float64) @ inverse[:, :2].T + inverse[:, 2]
+    in_camera = rays * np.asarray(depth, np.float64)[..., None]
+    pose = as_4x4(camera_to_world)
+    return in_camera @ pose[:3, :3].T + pose[:3, 3]
+
+
 def harmonic_median_depth(
     points: ArrayLike,
     camera_to_world: ArrayLike,

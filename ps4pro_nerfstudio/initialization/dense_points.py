@@ -95,6 +95,15 @@ def fuse(
     return PointCloud(xyz[order].astype(np.float32), rgb[order].astype(np.uint8))
 
 
+def shuffled(first: PointCloud, second: PointCloud, seed: int) -> PointCloud:
+    """Two clouds as one, in random order."""
+    order = np.random.default_rng(seed).permutation(len(first) + len(second))
+    return PointCloud(
+        np.concatenate([first.xyz, second.xyz])[order],
+        np.concatenate([first.rgb, second.rgb])[order],
+    )
+
+
 def _thin(
     observations: Sequence[PointObservations], sparse: PointCloud, spacing_px: float
 ) -> PointCloud:

@@ -27,7 +27,7 @@ from ps4pro_nerfstudio.diffusion.catalogue import licences
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig
 from ps4pro_nerfstudio.diffusion.protocol import DepthPrior, ScorePrior
-from ps4pro_nerfstudio.diffusion.weights import open_depth_prior, open_score_prior
+from ps4pro_nerfstudio.diffusion.weights import open_score_prior
 from ps4pro_nerfstudio.geometry.inverse_warp import Agreement, Interpolation, inverse_warp, visible
 from ps4pro_nerfstudio.metrics.average_error import average_error
 from ps4pro_nerfstudio.models.ipsm_schedule import IPSMSchedule, IPSMScheduleConfig
@@ -191,13 +191,14 @@ class IPSMModel(PS4PROSplatfactoModel):
         if self.config.densification == "released" and run_length is not None:
             strategy.refine_stop_iter = run_length
         pipeline = training_callback_attributes.pipeline
-        if pipeline is not None:
-            manager: Any = pipeline.datamanager
-            strategy.extent = capture_extent(manager.train_dataset.cameras)
         config = self.config
+        manager: Any = None if pipeline is None else pipeline.datamanager
+        if manager is not None:
+            strategy.extent = capture_extent(manager.train_dataset.cameras)
         self._priors = {
             "score": open_score_prior(config.diffusion, config.score, self.device),
-            "depth": open_depth_prior(config.depth, config.depth_network, self.device),
+            # The datamanager's own: a network is in memory once.
+            "depth": getattr(manager, "depth_prior", None),
         }
         return callbacks
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ps4pro_nerfstudio.geometry.cameras import (
     Float64,
+    back_project,
     harmonic_median_depth,
     pixel_centres,
     point_of_attention,
@@ -177,9 +178,7 @@ def valid_at(view: Photograph, places: Float64) -> NDArray[np.bool_]:
 
 def unproject(pixels: Float64, depth: NDArray, camera: TargetCamera) -> Float64:
     """World points [..., 3] of pixels [..., 2] at depths [...] along the optical axis."""
-    inverse = np.linalg.inv(camera.intrinsics)
-    in_camera = (pixels @ inverse[:, :2].T + inverse[:, 2]) * np.asarray(depth)[..., None]
-    return in_camera @ camera.camera_to_world[:3, :3].T + camera.camera_to_world[:3, 3]
+    return back_project(pixels, depth, camera.camera_to_world, camera.intrinsics)
 
 
 def unaligned(photograph: Photograph) -> PlaneAligned:

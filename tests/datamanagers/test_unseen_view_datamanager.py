@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +104,8 @@ def test_features_give_depth_where_a_capture_brings_points_but_no_neighbours_mat
 ) -> None:
     """Which photographs show the points of a file is not known, so they are found anew."""
     folder = write_capture(tmp_path / "capture", num_images=4, width=320, height=240)
-    pseudo = copy.deepcopy(ipsm_gaussian.config.pipeline.datamanager).pseudo_views
+    config: Any = ipsm_gaussian.config.pipeline.datamanager
+    pseudo = copy.deepcopy(config.pseudo_views)
     pseudo.source.pairs.max_rotation_degrees = 0.1
     parser = SparseViewsDataParserConfig(test_every=4)
     few = SeedPointsConfig(min_points=5)  # the wall is smooth
@@ -114,6 +116,52 @@ def test_features_give_depth_where_a_capture_brings_points_but_no_neighbours_mat
         assert len(seen.depth) >= 3
         pixels, _ = project_points(seen.xyz, camera)
         torch.testing.assert_close(pixels, seen.pixels, atol=1e-2, rtol=0)
+
+
+def test_a_depth_network_places_what_correspondences_leave_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Points of the file cover the middle of the wall; the network knows the rest of it."""
+    folder = write_capture(tmp_path / "capture", num_images=4, width=160, height=120)
+    config: Any = ipsm_gaussian.config.pipeline.datamanager
+    pseudo = copy.deepcopy(config.pseudo_views)
+    pseudo.source.pairs.max_rotation_degrees = 0.1
+    options = {"pseudo_views": pseudo, "dataparser": SparseViewsDataParserConfig(test_every=4)}
+    without = make(folder, **options)
+    answers = [inverse_depth_of_wall(without, index) for index in range(3)]
+    prior: Any = SimpleNamespace(
+        name="wall", inverse_offset=None, inverse_depth=lambda _: answers.pop(0)
+    )
+    monkeypatch.setitem(sys.modules, "my_wall", SimpleNamespace(make=lambda *_: prior))
+    manager = make(folder, **options, depth="my_wall:make")
+    assert answers == []
+    points = manager.train_dataparser_outputs.metadata["points3D_xyz"]
+    assert len(points) > 400 + 200
+    plane = wall_of(manager)
+    assert float((points @ plane[:3] + plane[3]).abs().max()) < 0.02
+    interpolated = without.train_dataparser_outputs.metadata["points3D_xyz"]
+    assert float((interpolated @ plane[:3] + plane[3]).abs().max()) > 0.05
+
+
+def wall_of(manager: UnseenViewDatamanager) -> torch.Tensor:
+    """The wall y = 0 of the file as a plane (n, d), |n| = 1, in the frame of the training."""
+    outputs = manager.train_dataparser_outputs
+    rotation, shift = outputs.dataparser_transform[:, :3], outputs.dataparser_transform[:, 3]
+    normal = rotation @ torch.tensor([0.0, 1.0, 0.0])
+    return torch.cat([normal, -(normal @ shift)[None] * outputs.dataparser_scale])
+
+
+def inverse_depth_of_wall(manager: UnseenViewDatamanager, index: int) -> torch.Tensor:
+    """Inverse depth [H, W] of a photograph along its axis, of another scale and shift."""
+    camera = manager.train_dataset.cameras[index : index + 1]
+    plane = wall_of(manager)
+    coords = camera.get_image_coords()
+    x = (coords[..., 1] - camera.cx) / camera.fx
+    y = (coords[..., 0] - camera.cy) / camera.fy
+    rays = torch.stack([x, -y, -torch.ones_like(x)], dim=-1)
+    pose = camera.camera_to_worlds[0]
+    towards = (rays @ pose[:, :3].T) @ plane[:3]
+    return 0.3 - 2.0 * towards / (pose[:, 3] @ plane[:3] + plane[3])
 
 
 def test_test_images_do_not_reach_the_training(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +95,40 @@ def test_a_run_is_finite_repeatable_and_comes_back_from_disk(scene: Path, diffus
             t.pipeline.model.eval().get_outputs(camera)["rgb"] for t in (trainer, resumed)
         )
     assert torch.equal(first, second)
+
+
+def test_one_depth_network_serves_the_initial_points_and_the_losses(
+    scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The datamanager opens what the model names, once, and the model takes it from there."""
+    opened: list[BrightIsNear] = []
+
+    def make(config: Any, device: Any) -> BrightIsNear:
+        del config, device
+        opened.append(BrightIsNear())
+        return opened[-1]
+
+    monkeypatch.setitem(sys.modules, "my_depth", SimpleNamespace(make=make))
+    trainer = set_up(scene, "off", depth="my_depth:make")
+    assert len(opened) == 1
+    assert trainer.pipeline.datamanager.depth_prior is opened[0]
+    assert trainer.pipeline.model.depth_prior is opened[0]
+    networks = json.loads((trainer.base_dir / "networks.json").read_text())
+    assert networks["depth"]["name"] == "bright"
+    assert {"seen_depth_loss", "unseen_depth_loss"} <= {
+        n for losses in train(trainer) for n in losses
+    }
+
+
+class BrightIsNear:
+    """A stand-in for a network."""
+
+    name = "bright"
+    inverse_offset = None
+
+    def inverse_depth(self, image: torch.Tensor) -> torch.Tensor:
+        assert image.shape[0] == 3
+        return image.mean(dim=0)
 
 
 @pytest.mark.parametrize(
