@@ -27,6 +27,7 @@ from ps4pro_nerfstudio.initialization.dense_points import (
     shuffled,
 )
 from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig, filled_points
+from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig, free_radii
 from ps4pro_nerfstudio.initialization.seed_points import (
     SeedPoints,
     SeedPointsConfig,
@@ -82,6 +83,8 @@ class AugmentationConfig:
     """Initial points from the same correspondences."""
     filled_points: FilledPointsConfig = field(default_factory=FilledPointsConfig)
     """Coarse initial points where there are neither sparse nor dense ones."""
+    free_space: FreeSpaceConfig = field(default_factory=FreeSpaceConfig)
+    """Space around the cameras that training keeps empty."""
     seed_points: SeedPointsConfig = field(default_factory=SeedPointsConfig)
     """Sparse initial points of a capture that brings none."""
     cache_dir: Path | None = None
@@ -102,6 +105,8 @@ class Augmentation:
     """How many come from dense correspondences; what is neither is guessed or random."""
     frames: list[PseudoView] = field(default_factory=list)
     """All frames that were made, also those that shall not be trained on: their depths."""
+    free_radii: NDArray | None = None
+    """[N], radius around each photograph's camera that is known to be empty; None: nothing is."""
     tracks: SeedPoints | None = None
     """Points triangulated from features, with the views that found them; None for those that the
     capture brings, whose views are not known."""
@@ -155,16 +160,20 @@ def augment(
     if use_views:
         say(made.describe())
     num_dense = 0
+    free: NDArray | None = None
     if use_points:
         fused = _with_dense_points(made, points, are_random, config)
         num_dense = 0 if fused is points else len(fused) - num_sparse
         points = fused
-        fills = config.filled_points.enabled and num_real <= config.filled_points.max_views
-        if fills and num_sparse + num_dense > 0 and not config.dense_points.as_many_as_sparse:
-            known = None if inverse_depths is None else inverse_depths()
-            points = _with_filled_points(views, points, config, known)
+        if num_sparse + num_dense > 0 and not config.dense_points.as_many_as_sparse:
+            known = points
+            if num_real <= config.free_space.max_views and config.free_space.share > 0.0:
+                free = free_radii(_train_views(views), known.xyz, config.free_space)
+            if num_real <= config.filled_points.max_views and config.filled_points.enabled:
+                network = None if inverse_depths is None else inverse_depths()
+                points = _with_filled_points(views, known, config, network)
     views_to_train = made.views if use_views else []
-    return Augmentation(views_to_train, points, num_sparse, num_dense, made.views, tracks)
+    return Augmentation(views_to_train, points, num_sparse, num_dense, made.views, free, tracks)
 
 
 def feature_tracks(
@@ -289,20 +298,23 @@ def _with_dense_points(
     return points
 
 
-def _with_filled_points(
-    views: SourceViews,
-    points: PointCloud,
-    config: AugmentationConfig,
-    inverse_depths: Sequence[NDArray] | None,
-) -> PointCloud:
-    photographs = TrainViews.checked(
+def _train_views(views: SourceViews) -> TrainViews:
+    return TrainViews.checked(
         views.images,
         views.valid or [None] * len(views.images),
         views.camera_to_worlds,
         views.intrinsics,
         views.names,
     )
-    filled = filled_points(photographs, points, config.filled_points, inverse_depths)
+
+
+def _with_filled_points(
+    views: SourceViews,
+    points: PointCloud,
+    config: AugmentationConfig,
+    inverse_depths: Sequence[NDArray] | None,
+) -> PointCloud:
+    filled = filled_points(_train_views(views), points, config.filled_points, inverse_depths)
     if len(filled) == 0:
         return points
     how = "interpolated depth" if inverse_depths is None else "the depth network's depth"

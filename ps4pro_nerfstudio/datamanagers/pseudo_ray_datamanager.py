@@ -50,6 +50,7 @@ from ps4pro_nerfstudio.datamanagers.captures import (
 from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.initialization.dense_points import DensePointsConfig
 from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig
+from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig
 from ps4pro_nerfstudio.messages import say
 from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY, find_sources
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
@@ -69,6 +70,10 @@ class PseudoRayDatamanagerConfig(AugmentationConfig, VanillaDataManagerConfig):
         default_factory=lambda: FilledPointsConfig(enabled=False)
     )
     """Not offered either."""
+    free_space: Annotated[FreeSpaceConfig, tyro.conf.Suppress] = field(
+        default_factory=lambda: FreeSpaceConfig(share=0.0)
+    )
+    """Nor this: it is about Gaussians."""
 
 
 class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -71,6 +71,15 @@ class ServedView:
     """Factor on its loss: lambda of the step for a pseudo view, 1 for a real one."""
 
 
+class FreeSpace(NamedTuple):
+    """Balls around the cameras that nothing stands in, on the device of the training."""
+
+    centres: Tensor
+    """[N, 3] in the world of the training."""
+    radii: Tensor
+    """[N]."""
+
+
 class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
     """See the module's docstring."""
 
@@ -95,6 +104,8 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
         self._schedule: PseudoViewSchedule | None = None
         self._num_real_served = 0
         self.served: ServedView | None = None
+        self.free_space: FreeSpace | None = None
+        """Space that is known to be empty, where it is."""
         self.latest_unseen: Cameras | None = None
         """Camera near the latest real view, of methods that render such; in a batch of one."""
         if test_mode == "val":
@@ -137,6 +148,10 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
             lambda: self._inverse_depths(views),
         )
         self.pseudo_views = made.pseudo_views
+        if made.free_radii is not None:
+            centres = torch.as_tensor(views.camera_to_worlds, dtype=torch.float32)[:, :3, 3]
+            radii = torch.as_tensor(made.free_radii, dtype=torch.float32)
+            self.free_space = FreeSpace(centres.to(self.device), radii.to(self.device))
         self._keep(views, made)
         metadata["points3D_xyz"] = torch.from_numpy(made.points.xyz)
         metadata["points3D_rgb"] = torch.from_numpy(made.points.rgb)

@@ -18,8 +18,13 @@ from typing import Any, Literal, cast
 
 import torch
 from gsplat.strategy import DefaultStrategy
+from gsplat.strategy.ops import remove
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.engine.callbacks import (
+    TrainingCallback,
+    TrainingCallbackAttributes,
+    TrainingCallbackLocation,
+)
 from nerfstudio.model_components.lib_bilagrid import (
     BilateralGrid,
     color_correct,
@@ -39,10 +44,13 @@ from torch.nn import Parameter, ParameterDict
 from ps4pro_nerfstudio.messages import InputError, say
 from ps4pro_nerfstudio.metrics import LazyLPIPS, psnr, ssim
 from ps4pro_nerfstudio.splatting import rasterization
+from ps4pro_nerfstudio.splatting.free_space import reaches_into
 from ps4pro_nerfstudio.splatting.losses import l1_ssim_loss, loss_weights
 
 # Duplicate seed points would have scale zero, whose logarithm is not finite.
 _SMALLEST_SCALE = 1e-7
+# Steps between two looks at the space that is known to be empty.
+_CLEAR_EVERY = 20
 # Parts of older checkpoints that hold metrics, not the scene.
 _METRIC_PREFIXES = ("lpips.", "psnr.", "ssim.")
 
@@ -55,8 +63,8 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     num_downscales: int = 0
     """Training starts at 1/2^d resolution; 0 because sparse captures are small and runs short."""
     densify_until: float = 0.5
-    """Fraction of the run after which Gaussians are no longer added or removed (stop_split_at
-    bounds it as well)."""
+    """Fraction of the run after which Gaussians are no longer added, and removed only from space
+    that is known to be empty (stop_split_at bounds it as well)."""
     lpips_net: str = "alex"
     """Network of the LPIPS metric, alex or vgg."""
     allow_partial_load: bool = False
@@ -161,7 +169,28 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         if run_length is not None:
             last = int(self.config.densify_until * run_length)
             self.strategy.refine_stop_iter = min(self.config.stop_split_at, last)
-        return super().get_training_callbacks(training_callback_attributes)
+        callbacks = super().get_training_callbacks(training_callback_attributes)
+        manager: Any = getattr(training_callback_attributes.pipeline, "datamanager", None)
+        free = getattr(manager, "free_space", None)
+        if free is not None:
+            callbacks.append(
+                TrainingCallback(
+                    [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+                    lambda step: self.clear(free.centres, free.radii),
+                    update_every_num_iters=_CLEAR_EVERY,
+                )
+            )
+        return callbacks
+
+    @torch.no_grad()
+    def clear(self, centres: Tensor, radii: Tensor) -> None:
+        """Remove the Gaussians that reach into balls [C, 3], [C]; all of them is a mistake."""
+        params = self.gauss_params
+        reaching = reaches_into(
+            params["means"], params["quats"], params["scales"].exp(), centres, radii
+        )
+        if reaching.any() and not reaching.all():
+            remove(params, self.optimizers, self.strategy_state, reaching)
 
     # ------------------------------------------------------------------ rendering
 

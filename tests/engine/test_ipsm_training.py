@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.scripts.train import _set_random_seed
 
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
@@ -118,6 +119,32 @@ def test_one_depth_network_serves_the_initial_points_and_the_losses(
     assert {"seen_depth_loss", "unseen_depth_loss"} <= {
         n for losses in train(trainer) for n in losses
     }
+
+
+def test_space_around_the_cameras_is_kept_empty(scene: Path) -> None:
+    """Gaussians put before a camera are gone after the step that looks for them."""
+    trainer = set_up(scene, "off")
+    model, free = trainer.pipeline.model, trainer.pipeline.datamanager.free_space
+    assert free.centres.shape == (3, 3)
+    assert bool((free.radii > 0.0).all())
+    placed = free.centres[0] + 0.5 * free.radii[0] * torch.tensor([0.0, 0.0, 1.0])
+    train(trainer)
+    with torch.no_grad():
+        model.gauss_params["means"][:7] = placed
+
+    def near() -> int:
+        return int(((model.means - placed).norm(dim=-1) < 1e-6).sum())
+
+    count = model.num_points
+    assert near() == 7
+    model.step_cb(trainer.optimizers, LENGTH)
+    for callback in trainer.callbacks:
+        callback.run_callback_at_location(LENGTH, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+    assert near() == 0
+    assert model.num_points <= count - 7
+    for name, optimizer in trainer.optimizers.optimizers.items():
+        if name in model.gauss_params:
+            assert optimizer.param_groups[0]["params"][0] is model.gauss_params[name]
 
 
 class BrightIsNear:
