@@ -78,6 +78,16 @@ ARMS |= {
     "ipsm-depth": Arm("ipsm-gaussian", (*_OFFLINE, *_NO_GEOMETRY), "base and depth terms"),
     "ipsm-geo": Arm("ipsm-gaussian", (*_OFFLINE, *_NO_DEPTH), "base and geometry term"),
     "ipsm-off": Arm("ipsm-gaussian", _OFFLINE, "base, depth and geometry: no network's weights"),
+    "ipsm-published-base": Arm(
+        "ipsm-gaussian",
+        (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY, *_NO_PSEUDO_VIEWS),
+        "the base of the paper: as ipsm-base, without pseudo views, which the paper has not",
+    ),
+    "ipsm-published-depth": Arm(
+        "ipsm-gaussian",
+        (*_OFFLINE, *_NO_GEOMETRY, *_NO_PSEUDO_VIEWS),
+        "the base of the paper and depth terms",
+    ),
     "ipsm-score": Arm(
         "ipsm-gaussian",
         ("--pipeline.model.diffusion", "stable-diffusion", *_OFFLINE[2:]),
