@@ -62,6 +62,24 @@ def test_two_workers_do_the_jobs_at_the_same_time(tmp_path):
     assert "too dark" in " ".join(outcomes[jobs[3].key].error)
 
 
+def test_a_busy_machine_gets_more_time_to_start(monkeypatch, capsys):
+    ray = MagicMock()
+    ray.cluster_resources.return_value = {"CPU": 8.0}
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", ray.exceptions)
+    slow = Exception("The current node timed out during startup. This could happen ...")
+    ray.init.side_effect = [slow, slow, None]
+    run_on_ray("local", parallel=1, threads=1, gpus_per_job=0)
+    assert ray.init.call_count == 3
+    assert capsys.readouterr().out.count("trying again") == 2
+    ray.init.side_effect = slow
+    with pytest.raises(InputError, match="did not start"):
+        run_on_ray("local", parallel=1, threads=1, gpus_per_job=0)
+    ray.init.side_effect = ValueError("something else")
+    with pytest.raises(ValueError, match="something else"):
+        run_on_ray("local", parallel=1, threads=1, gpus_per_job=0)
+
+
 def test_a_cluster_without_what_a_job_asks_for_is_refused_at_once(monkeypatch):
     """Ray itself would wait for a machine that may still come."""
     ray = MagicMock()

@@ -10,10 +10,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from ps4pro_nerfstudio.benchmark.scenes.execution import Executor, Outcome, Work
 from ps4pro_nerfstudio.benchmark.scenes.plan import Job
-from ps4pro_nerfstudio.messages import InputError, MissingPartError
+from ps4pro_nerfstudio.messages import InputError, MissingPartError, say
+
+_ATTEMPTS = 4
+"""Attempts to start Ray on this machine."""
 
 
 def run_on_ray(address: str, *, parallel: int, threads: int, gpus_per_job: float) -> Executor:
@@ -40,12 +44,10 @@ def run_on_ray(address: str, *, parallel: int, threads: int, gpus_per_job: float
         ) from error
     here = {"num_cpus": parallel * threads, "include_dashboard": False}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(here if address == "local" else {}),
-        )
+        if address == "local":
+            _start(ray, log_to_driver=False, logging_level=logging.ERROR, **here)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise InputError(
             f"no Ray cluster at {address}; start one with `ray start --head`, or use --ray local"
@@ -72,6 +74,28 @@ def run_on_ray(address: str, *, parallel: int, threads: int, gpus_per_job: float
             ray.shutdown()
 
     return execute
+
+
+def _start(ray: Any, **options: Any) -> None:
+    """Start Ray on this machine; it gives itself 30 s, which a busy machine may exceed.
+
+    Raises:
+        InputError: it did not start in several attempts.
+    """
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:  # Ray raises a bare Exception here.
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if left == 0:
+                raise InputError(
+                    f"Ray did not start on this machine in {_ATTEMPTS} attempts of 30 s; stop "
+                    "other work, or run without --ray"
+                ) from error
+            say("Ray took longer than 30 s to start; trying again")
 
 
 def _do(work: Work, job: Job) -> Outcome:
