@@ -165,7 +165,10 @@ def augment(
         fused = _with_dense_points(made, points, are_random, config)
         num_dense = 0 if fused is points else len(fused) - num_sparse
         points = fused
-        if num_sparse + num_dense > 0 and not config.dense_points.as_many_as_sparse:
+        # Both project points into the photographs as a pinhole camera does.
+        can_project = views.is_pinhole is None or all(views.is_pinhole)
+        is_known = can_project and num_sparse + num_dense > 0
+        if is_known and not config.dense_points.as_many_as_sparse:
             known = points
             if num_real <= config.free_space.max_views and config.free_space.share > 0.0:
                 free = free_radii(_train_views(views), known.xyz, config.free_space)

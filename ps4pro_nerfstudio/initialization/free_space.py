@@ -30,7 +30,8 @@ class FreeSpaceConfig:
     """Radius around each camera, as a share of the depth of the nearest points that it shows; 0
     leaves all Gaussians where they are."""
     max_views: int = 5
-    """Captures with more photographs than this need no such help: other views see the space."""
+    """Captures with more photographs than this keep all Gaussians: other views see the space, and
+    with six photographs clearing it cost more than it gained."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share < 1.0:
