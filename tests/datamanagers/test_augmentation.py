@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,29 @@ def test_each_can_be_had_without_the_other(views: SourceViews, tmp_path: Path) -
     neither = added(views, tmp_path, pseudo=False, dense=False)
     assert neither.pseudo_views == []
     assert neither.points is SPARSE
+
+
+def test_free_space_and_coarse_points_are_for_few_pinhole_photographs(
+    views: SourceViews, tmp_path: Path
+) -> None:
+    """Sparse points in a corner alone: the rest is filled, unless the cameras are no pinholes."""
+    corner = SPARSE.xyz[SPARSE.xyz[:, 0] < np.median(SPARSE.xyz[:, 0])]
+    half = PointCloud(corner, np.full((len(corner), 3), 9, np.uint8))
+    config = AugmentationConfig(cache_dir=tmp_path)
+    config.seed_points.min_points = 10
+    config.pseudo_views.interpolator = "optical-flow"
+    config.pseudo_views.source.pairs.max_rotation_degrees = 0.1
+    filled = augment(views, half, config)
+    assert len(filled.points) > len(half)
+    assert filled.free_radii is not None
+    assert bool((filled.free_radii > 0.0).all())
+    fisheye = augment(replace(views, is_pinhole=[False] * 3), half, config)
+    assert len(fisheye.points) == len(half)
+    assert fisheye.free_radii is None
+    config.filled_points.max_views = config.free_space.max_views = 2
+    many = augment(views, half, config)
+    assert len(many.points) == len(half)
+    assert many.free_radii is None
 
 
 def test_a_dense_capture_keeps_its_points_only(views: SourceViews, tmp_path: Path) -> None:
