@@ -33,6 +33,7 @@ from ps4pro_nerfstudio.initialization.seed_points import (
     SeedPointsConfig,
     seed_points,
 )
+from ps4pro_nerfstudio.initialization.stereo import StereoConfig, StereoDepth, stereo_depths
 from ps4pro_nerfstudio.initialization.views import TrainViews
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
@@ -81,6 +82,8 @@ class AugmentationConfig:
     """Views added between the training views."""
     dense_points: DensePointsConfig = field(default_factory=DensePointsConfig)
     """Initial points from the same correspondences."""
+    stereo: StereoConfig = field(default_factory=StereoConfig)
+    """Depth of few photographs from each other, where they are too far apart for a flow."""
     filled_points: FilledPointsConfig = field(default_factory=FilledPointsConfig)
     """Coarse initial points where there are neither sparse nor dense ones."""
     free_space: FreeSpaceConfig = field(default_factory=FreeSpaceConfig)
@@ -107,6 +110,8 @@ class Augmentation:
     """All frames that were made, also those that shall not be trained on: their depths."""
     free_radii: NDArray | None = None
     """[N], radius around each photograph's camera that is known to be empty; None: nothing is."""
+    stereo: list[StereoDepth | None] | None = None
+    """N depths of the photographs from each other; None where they were not matched."""
     tracks: SeedPoints | None = None
     """Points triangulated from features, with the views that found them; None for those that the
     capture brings, whose views are not known."""
@@ -161,12 +166,15 @@ def augment(
         say(made.describe())
     num_dense = 0
     free: NDArray | None = None
+    stereo: list[StereoDepth | None] | None = None
     if use_points:
-        fused = _with_dense_points(made, points, are_random, config)
+        # All that follows projects points into the photographs as a pinhole camera does.
+        can_project = views.is_pinhole is None or all(views.is_pinhole)
+        if can_project and config.stereo.enabled and num_real <= config.stereo.max_views:
+            stereo = _stereo(views, made, points, are_random, config, cache)
+        fused = _with_dense_points(made, points, are_random, config, stereo or [])
         num_dense = 0 if fused is points else len(fused) - num_sparse
         points = fused
-        # Both project points into the photographs as a pinhole camera does.
-        can_project = views.is_pinhole is None or all(views.is_pinhole)
         is_known = can_project and num_sparse + num_dense > 0
         if is_known and not config.dense_points.as_many_as_sparse:
             known = points
@@ -176,7 +184,9 @@ def augment(
                 network = None if inverse_depths is None else inverse_depths()
                 points = _with_filled_points(views, known, config, network)
     views_to_train = made.views if use_views else []
-    return Augmentation(views_to_train, points, num_sparse, num_dense, made.views, free, tracks)
+    return Augmentation(
+        views_to_train, points, num_sparse, num_dense, made.views, free, stereo, tracks
+    )
 
 
 def feature_tracks(
@@ -285,9 +295,14 @@ def _pseudo_views(
 
 
 def _with_dense_points(
-    made: PseudoViewSet, sparse: PointCloud, are_random: bool, config: AugmentationConfig
+    made: PseudoViewSet,
+    sparse: PointCloud,
+    are_random: bool,
+    config: AugmentationConfig,
+    stereo: Sequence[StereoDepth | None],
 ) -> PointCloud:
     observations = dense_observations(made.views)
+    observations += [depth.observations() for depth in stereo if depth is not None]
     count = sum(len(part.xyz) for part in observations)
     if count < config.seed_points.min_points:
         return sparse
@@ -299,6 +314,33 @@ def _with_dense_points(
         f"{len(points) - len(sparse):,} from dense correspondences"
     )
     return points
+
+
+def _stereo(
+    views: SourceViews,
+    made: PseudoViewSet,
+    sparse: PointCloud,
+    are_random: bool,
+    config: AugmentationConfig,
+    cache: Path,
+) -> list[StereoDepth | None]:
+    """Depth of the photographs from each other, found from the points that are known already."""
+    known = [part.xyz for part in dense_observations(made.views)]
+    if not are_random:
+        known.append(sparse.xyz)
+    points = np.concatenate([np.zeros((0, 3)), *known])
+    with Progress(transient=True, console=CONSOLE) as progress:
+        task = progress.add_task("Matching photographs with each other", total=None)
+        found = stereo_depths(
+            _train_views(views),
+            points,
+            config.stereo,
+            cache / "stereo",
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    shares = [0.0 if depth is None else float((depth.depth > 0.0).mean()) for depth in found]
+    say(f"photographs matched with each other: depth of {np.mean(shares):.0%} of their pixels")
+    return found
 
 
 def _train_views(views: SourceViews) -> TrainViews:

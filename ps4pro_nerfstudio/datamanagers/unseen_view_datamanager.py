@@ -108,8 +108,12 @@ class UnseenViewDatamanager(PseudoViewDatamanager):
     def _keep(self, views: SourceViews, made: Augmentation) -> None:
         """Depths of the photographs and cameras near them."""
         config = self.config
+        own = [
+            np.zeros((0, 3)) if depth is None else depth.observations().xyz
+            for depth in made.stereo or []
+        ]
         found = seen_depths(
-            views, made.frames, lambda: self._tracks(views, made), config.seen_depth
+            views, made.frames, lambda: self._tracks(views, made), config.seen_depth, own
         )
         self._known = [
             KnownPoints(

@@ -1,36 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initial points of a splat: triangulated from the train views, else random; kept in a cache.
-
-The cache holds one .npz file per triangulation, named by the SHA-256 of the images, the masks, the
-cameras and the options. It is written under another name and renamed, so that a file is complete or
-absent; a damaged one is rebuilt.
-"""
+"""Initial points of a splat: triangulated from the train views, else random; kept in a cache."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import os
-import tempfile
 import time
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes
+from ps4pro_nerfstudio.initialization.kept import keep, kept_file, load_kept
 from ps4pro_nerfstudio.initialization.points import SeedPoints, SeedPointsConfig
 from ps4pro_nerfstudio.initialization.random_points import points_in_common_frustum
 from ps4pro_nerfstudio.initialization.triangulation import Progress, triangulate_points
 from ps4pro_nerfstudio.initialization.views import TrainViews, colors_of_points
-from ps4pro_nerfstudio.messages import InputError, say, warn
+from ps4pro_nerfstudio.messages import InputError, say
 
 __all__ = ["SeedPoints", "SeedPointsConfig", "seed_points"]
 
 # Part of the key: raise it when the same input gives other points than before.
 _CACHE_VERSION = 2
+_WHAT = "initial points"
 
 
 def seed_points(
@@ -77,15 +69,15 @@ def seed_points(
         return points
 
     start = time.perf_counter()
-    cache_file = _cache_file(cache_folder, views, config)
-    points = _load(cache_file, len(views))
+    cache_file = kept_file(cache_folder, "seed_points", _CACHE_VERSION, config, views)
+    points = load_kept(cache_file, _WHAT, lambda stored: _read(stored, len(views)))
     origin = "from the cache"
     if points is None:
         points = triangulate_points(
             images, valid, camera_to_worlds, intrinsics, names, config, progress
         )
         origin = f"in {time.perf_counter() - start:.0f} s"
-        _save(cache_file, points)
+        keep(cache_file, _WHAT, _arrays(points))
     found = _counted(len(points), "point")
     if len(points) >= max(config.min_points, 1):
         error = float(np.median(points.reprojection_errors_px))
@@ -134,76 +126,40 @@ def _random_points(views: TrainViews, config: SeedPointsConfig) -> SeedPoints:
     )
 
 
-def _cache_file(folder: Path | None, views: TrainViews, config: SeedPointsConfig) -> Path | None:
-    """Path named by a hash of everything that decides the triangulated points."""
-    if folder is None:
-        return None
-    digest = hashlib.sha256(f"{_CACHE_VERSION} {dataclasses.asdict(config)}".encode())
-    arrays = [views.camera_to_worlds, views.intrinsics, *views.images, *views.valid]
-    for array in arrays:
-        if array is None:
-            digest.update(b"none")
-        else:
-            digest.update(f"{array.shape} {array.dtype}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return Path(folder) / f"seed_points_{digest.hexdigest()[:32]}.npz"
+def _read(stored: Mapping[str, NDArray], num_views: int) -> SeedPoints:
+    """Points from the arrays of a cache file.
+
+    Raises:
+        ValueError: they are not what was written.
+    """
+    points = SeedPoints(
+        xyz=stored["xyz"],
+        rgb=stored["rgb"],
+        track_lengths=stored["track_lengths"],
+        reprojection_errors_px=stored["reprojection_errors_px"],
+        seen_by=stored["seen_by"],
+        method="triangulated",
+    )
+    count = len(points)
+    layout = [
+        (points.xyz, np.float32, (count, 3)),
+        (points.rgb, np.uint8, (count, 3)),
+        (points.track_lengths, np.int32, (count,)),
+        (points.reprojection_errors_px, np.float32, (count,)),
+        (points.seen_by, np.bool_, (count, num_views)),
+    ]
+    if any(a.dtype != dtype or a.shape != shape for a, dtype, shape in layout):
+        raise ValueError("unexpected arrays")
+    if not np.all(np.isfinite(points.xyz)):
+        raise ValueError("points that are not finite")
+    return points
 
 
-def _load(path: Path | None, num_views: int) -> SeedPoints | None:
-    """Points of a cache file; None where there is no usable one."""
-    if path is None:
-        return None
-    try:
-        if not path.exists():
-            return None
-        with np.load(path, allow_pickle=False) as stored:
-            points = SeedPoints(
-                xyz=stored["xyz"],
-                rgb=stored["rgb"],
-                track_lengths=stored["track_lengths"],
-                reprojection_errors_px=stored["reprojection_errors_px"],
-                seen_by=stored["seen_by"],
-                method="triangulated",
-            )
-        count = len(points)
-        layout = [
-            (points.xyz, np.float32, (count, 3)),
-            (points.rgb, np.uint8, (count, 3)),
-            (points.track_lengths, np.int32, (count,)),
-            (points.reprojection_errors_px, np.float32, (count,)),
-            (points.seen_by, np.bool_, (count, num_views)),
-        ]
-        if any(a.dtype != dtype or a.shape != shape for a, dtype, shape in layout):
-            raise ValueError("unexpected arrays")
-        if not np.all(np.isfinite(points.xyz)):
-            raise ValueError("points that are not finite")
-        return points
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        warn(f"the cached initial points {path} are damaged ({error}); making them anew")
-        return None
-
-
-def _save(path: Path | None, points: SeedPoints) -> None:
-    """Write a cache file, complete or not at all; a failure costs the next run time only."""
-    if path is None:
-        return
-    partial: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=".seed_points_", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(
-                stream,
-                xyz=points.xyz,
-                rgb=points.rgb,
-                track_lengths=points.track_lengths,
-                reprojection_errors_px=points.reprojection_errors_px,
-                seen_by=points.seen_by,
-            )
-        os.replace(partial, path)
-        partial = None
-    except OSError as error:
-        warn(f"cannot keep the initial points in {path.parent} ({error}); going on without")
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+def _arrays(points: SeedPoints) -> dict[str, NDArray]:
+    return {
+        "xyz": points.xyz,
+        "rgb": points.rgb,
+        "track_lengths": points.track_lengths,
+        "reprojection_errors_px": points.reprojection_errors_px,
+        "seen_by": points.seen_by,
+    }

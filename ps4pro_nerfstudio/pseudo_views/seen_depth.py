@@ -61,6 +61,7 @@ def seen_depths(
     frames: Sequence[PseudoView],
     find_tracks: Callable[[], Tracks | None] | None = None,
     config: SeenDepthConfig | None = None,
+    own: Sequence[NDArray] | None = None,
 ) -> list[SeenDepth]:
     """What is known of the depth of each photograph.
 
@@ -69,6 +70,7 @@ def seen_depths(
         frames: frames between them, with depths.
         find_tracks: asked once for sparse points if a photograph has too few dense ones.
         config: how many points are kept.
+        own: points [P, 3] that each photograph is known to show by itself.
     """
     config = config or SeenDepthConfig()
     generator = np.random.default_rng(config.seed)
@@ -79,6 +81,8 @@ def seen_depths(
         xyz, _, _ = scene_points(frame)
         for name in frame.provenance.source_names:
             parts[name].append(xyz)
+    for name, xyz in zip(views.names, own or [], strict=False):
+        parts[name].append(xyz)
     known = [np.concatenate([np.zeros((0, 3)), *parts[name]]) for name in views.names]
     wanting = any(len(dense) < config.min_dense for dense in known)
     tracks = find_tracks() if wanting and find_tracks is not None else None

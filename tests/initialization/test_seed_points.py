@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from ps4pro_nerfstudio.initialization import kept
 from ps4pro_nerfstudio.initialization import seed_points as module
 from ps4pro_nerfstudio.initialization.points import SeedPointsConfig
 from ps4pro_nerfstudio.initialization.seed_points import seed_points
@@ -29,7 +30,7 @@ def said(monkeypatch):
 @pytest.fixture
 def warned(monkeypatch):
     lines: list[str] = []
-    monkeypatch.setattr(module, "warn", lines.append)
+    monkeypatch.setattr(kept, "warn", lines.append)
     return lines
 
 
@@ -195,7 +196,7 @@ def test_a_full_disk_leaves_nothing_half_written(scene, said, warned, tmp_path, 
         args[0].write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.np, "savez", full)
+    monkeypatch.setattr(kept.np, "savez", full)
     points = seed_points(
         **scene.arguments, config=SeedPointsConfig(min_points=20), cache_folder=tmp_path
     )

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays that took long to compute, kept on disk between runs.
+
+One .npz file for each result, named by the SHA-256 of the images, the masks, the cameras and the
+options that decide it. It is written under another name and renamed, so that a file is complete or
+absent; a damaged one is made anew, and a folder that refuses it costs the next run time only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps4pro_nerfstudio.initialization.views import TrainViews
+from ps4pro_nerfstudio.messages import warn
+
+Result = TypeVar("Result")
+
+
+def kept_file(
+    folder: Path | None, name: str, version: int, config: Any, views: TrainViews, *more: NDArray
+) -> Path | None:
+    """Path named by a hash of everything that decides a result; None without a folder.
+
+    Args:
+        folder: where results are kept.
+        name: what the result is, the first part of the file's name.
+        version: to be raised when the same input gives another result than before.
+        config: a dataclass of options.
+        views: the photographs.
+        *more: other arrays that decide it.
+    """
+    if folder is None:
+        return None
+    digest = hashlib.sha256(f"{version} {dataclasses.asdict(config)}".encode())
+    arrays = [views.camera_to_worlds, views.intrinsics, *views.images, *views.valid, *more]
+    for array in arrays:
+        if array is None:
+            digest.update(b"none")
+        else:
+            digest.update(f"{array.shape} {array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return Path(folder) / f"{name}_{digest.hexdigest()[:32]}.npz"
+
+
+def load_kept(
+    path: Path | None, what: str, read: Callable[[Mapping[str, NDArray]], Result]
+) -> Result | None:
+    """What `read` makes of the arrays of a file; None where there is no usable one.
+
+    `read` raises ValueError or KeyError for arrays that it does not expect.
+    """
+    if path is None:
+        return None
+    try:
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            return read(stored)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        warn(f"the cached {what} {path} are damaged ({error}); making them anew")
+        return None
+
+
+def keep(path: Path | None, what: str, arrays: Mapping[str, NDArray]) -> None:
+    """Write a file, complete or not at all."""
+    if path is None:
+        return
+    partial: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+        os.replace(partial, path)
+        partial = None
+    except OSError as error:
+        warn(f"cannot keep the {what} in {path.parent} ({error}); going on without")
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
