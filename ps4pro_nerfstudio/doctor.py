@@ -213,7 +213,7 @@ def _caches() -> Iterator[Finding]:
     if "PS4PRO_CACHE" not in os.environ:
         value = f"{CAPTURE_CACHE} in the capture's folder; below where that cannot be written"
         yield Finding(group, "what belongs to a capture", value)
-    for what in ("pseudo_views", "seed_points", "numba"):
+    for what in ("pseudo_views", "seed_points", "stereo", "numba"):
         folder = cache_folder(what)
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         yield Finding(group, what, f"{folder} ({size / 2**20:.0f} MiB)")

@@ -21,6 +21,7 @@ from ps4pro_nerfstudio.geometry.cameras import Float64, as_4x4
 from ps4pro_nerfstudio.initialization.dense_points import DensePointsConfig
 from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig
 from ps4pro_nerfstudio.initialization.points import SeedPointsConfig
+from ps4pro_nerfstudio.initialization.stereo import StereoConfig
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.pseudo_views.sources import InterpolatedSourceConfig
 
@@ -80,6 +81,8 @@ class CaptureCommand:
     """How pseudo views are made."""
     dense_points: DensePointsConfig = field(default_factory=DensePointsConfig)
     """Points from the same correspondences."""
+    stereo: StereoConfig = field(default_factory=StereoConfig)
+    """Depth of few photographs from each other."""
     seed_points: SeedPointsConfig = field(default_factory=SeedPointsConfig)
     """Sparse points of a capture that brings none."""
     cache_dir: Path | None = None
@@ -121,6 +124,7 @@ class CaptureCommand:
             ),
             # The same holds for points.
             dense_points=replace(self.dense_points, enabled=True, max_views=len(dataset)),
+            stereo=self.stereo,
             # Guesses help a training to begin; they are no points of the capture.
             filled_points=FilledPointsConfig(enabled=False),
             seed_points=self.seed_points,

@@ -80,6 +80,7 @@ def test_free_space_and_coarse_points_are_for_few_pinhole_photographs(
     config.seed_points.min_points = 10
     config.pseudo_views.interpolator = "optical-flow"
     config.pseudo_views.source.pairs.max_rotation_degrees = 0.1
+    config.stereo.enabled = False
     filled = augment(views, half, config)
     assert len(filled.points) > len(half)
     assert filled.free_radii is not None
@@ -91,6 +92,34 @@ def test_free_space_and_coarse_points_are_for_few_pinhole_photographs(
     many = augment(views, half, config)
     assert len(many.points) == len(half)
     assert many.free_radii is None
+
+
+def test_photographs_are_matched_where_no_frame_is_made(views: SourceViews, tmp_path: Path) -> None:
+    config = AugmentationConfig(cache_dir=tmp_path)
+    config.pseudo_views.interpolator = "optical-flow"
+    config.pseudo_views.source.pairs.max_rotation_degrees = 0.1
+    config.filled_points.enabled = False
+    result = augment(views, SPARSE, config)
+    assert result.frames == []
+    assert result.num_dense > 1000
+    depth = result.points.xyz[:, 2]
+    near = np.minimum(np.abs(depth - 4.0), np.abs(depth - 3.0))
+    assert np.quantile(near, 0.8) < 0.1
+    assert result.stereo is not None
+    shares = [0.0 if one is None else float((one.depth > 0).mean()) for one in result.stereo]
+    assert min(shares) > 0.2
+    assert [path.name for path in (tmp_path / "stereo").iterdir()]
+    config.stereo.max_views = 2
+    without = augment(views, SPARSE, config)
+    assert without.stereo is None
+    assert without.num_dense == 0
+
+
+def test_only_pinhole_photographs_are_matched(views: SourceViews, tmp_path: Path) -> None:
+    config = AugmentationConfig(cache_dir=tmp_path)
+    config.pseudo_views.interpolator = "optical-flow"
+    result = augment(replace(views, is_pinhole=[True, True, False]), SPARSE, config)
+    assert result.stereo is None
 
 
 def test_a_dense_capture_keeps_its_points_only(views: SourceViews, tmp_path: Path) -> None:
