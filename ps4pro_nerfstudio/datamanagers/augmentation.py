@@ -327,7 +327,7 @@ def _stereo(
     """Depth of the photographs from each other, found from the points that are known already."""
     known = [part.xyz for part in dense_observations(made.views)]
     if not are_random:
-        known.append(sparse.xyz)
+        known.append(sparse.xyz.astype(np.float64))
     points = np.concatenate([np.zeros((0, 3)), *known])
     with Progress(transient=True, console=CONSOLE) as progress:
         task = progress.add_task("Matching photographs with each other", total=None)

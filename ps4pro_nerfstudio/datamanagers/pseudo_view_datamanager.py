@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.full_images_datamanager import (
@@ -45,10 +46,13 @@ from ps4pro_nerfstudio.datamanagers.captures import (
 )
 from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViews
+from ps4pro_nerfstudio.geometry.cameras import invert_rigid
+from ps4pro_nerfstudio.initialization.free_space import nearest_around
 from ps4pro_nerfstudio.messages import say
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
+from ps4pro_nerfstudio.splatting.free_space import FreeSpace, SeenSurface
 
 
 @dataclass
@@ -69,15 +73,6 @@ class ServedView:
     """Index among the real views, or among the pseudo views."""
     weight: float
     """Factor on its loss: lambda of the step for a pseudo view, 1 for a real one."""
-
-
-class FreeSpace(NamedTuple):
-    """Balls around the cameras that nothing stands in, on the device of the training."""
-
-    centres: Tensor
-    """[N, 3] in the world of the training."""
-    radii: Tensor
-    """[N]."""
 
 
 class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
@@ -148,13 +143,34 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
             lambda: self._inverse_depths(views),
         )
         self.pseudo_views = made.pseudo_views
-        if made.free_radii is not None:
-            centres = torch.as_tensor(views.camera_to_worlds, dtype=torch.float32)[:, :3, 3]
-            radii = torch.as_tensor(made.free_radii, dtype=torch.float32)
-            self.free_space = FreeSpace(centres.to(self.device), radii.to(self.device))
+        self.free_space = self._free_space(views, made)
         self._keep(views, made)
         metadata["points3D_xyz"] = torch.from_numpy(made.points.xyz)
         metadata["points3D_rgb"] = torch.from_numpy(made.points.rgb)
+
+    def _free_space(self, views: SourceViews, made: Augmentation) -> FreeSpace | None:
+        """Where nothing stands, as far as it is known."""
+        seen = []
+        share = self.config.free_space.before_surfaces
+        for depth in (made.stereo or []) if share > 0.0 else []:
+            if depth is not None:
+                motion = invert_rigid(depth.camera_to_world)
+                arrays = (motion, depth.intrinsics, nearest_around(depth.depth))
+                seen.append(
+                    SeenSurface(
+                        *(torch.as_tensor(a, dtype=torch.float32).to(self.device) for a in arrays)
+                    )
+                )
+        if made.free_radii is None and not seen:
+            return None
+        radii = np.zeros(0) if made.free_radii is None else made.free_radii
+        centres = torch.as_tensor(views.camera_to_worlds, dtype=torch.float32)[: len(radii), :3, 3]
+        return FreeSpace(
+            centres.to(self.device),
+            torch.as_tensor(radii, dtype=torch.float32).to(self.device),
+            seen,
+            share,
+        )
 
     def _keep(self, views: SourceViews, made: Augmentation) -> None:
         """Take more of what was made; here nothing more is needed."""

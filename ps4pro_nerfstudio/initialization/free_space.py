@@ -29,11 +29,16 @@ class FreeSpaceConfig:
     share: float = 0.5
     """Radius around each camera, as a share of the depth of the nearest points that it shows; 0
     leaves all Gaussians where they are."""
+    before_surfaces: float = 0.85
+    """Gaussians at less than this share of the depth at which photographs were matched with each
+    other stand before what they show, and are removed; 0 leaves them."""
     max_views: int = 5
     """Captures with more photographs than this keep all Gaussians: other views see the space, and
     with six photographs clearing it cost more than it gained."""
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.before_surfaces < 1.0:
+            raise ValueError(f"before_surfaces must lie in [0, 1), got {self.before_surfaces}")
         if not 0.0 <= self.share < 1.0:
             raise ValueError(f"share must lie in [0, 1), got {self.share}")
 
@@ -53,3 +58,10 @@ def free_radii(views: TrainViews, known: NDArray, config: FreeSpaceConfig) -> Fl
         if len(shown) >= _LEAST_KNOWN:
             radii[index] = config.share * np.percentile(shown, _NEAREST_PERCENTILE)
     return radii
+
+
+def nearest_around(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smallest depth [H, W] of each pixel and its eight neighbours; 0 next to unknown ones."""
+    import cv2
+
+    return cv2.erode(depth, np.ones((3, 3), np.uint8)).astype(np.float32)

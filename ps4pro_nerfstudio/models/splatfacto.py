@@ -44,7 +44,7 @@ from torch.nn import Parameter, ParameterDict
 from ps4pro_nerfstudio.messages import InputError, say
 from ps4pro_nerfstudio.metrics import LazyLPIPS, psnr, ssim
 from ps4pro_nerfstudio.splatting import rasterization
-from ps4pro_nerfstudio.splatting.free_space import reaches_into
+from ps4pro_nerfstudio.splatting.free_space import FreeSpace, reaches_into, stands_before
 from ps4pro_nerfstudio.splatting.losses import l1_ssim_loss, loss_weights
 
 # Duplicate seed points would have scale zero, whose logarithm is not finite.
@@ -176,21 +176,25 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             callbacks.append(
                 TrainingCallback(
                     [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
-                    lambda step: self.clear(free.centres, free.radii),
+                    lambda step: self.clear(free),
                     update_every_num_iters=_CLEAR_EVERY,
                 )
             )
         return callbacks
 
     @torch.no_grad()
-    def clear(self, centres: Tensor, radii: Tensor) -> None:
-        """Remove the Gaussians that reach into balls [C, 3], [C]; all of them is a mistake."""
+    def clear(self, free: FreeSpace) -> None:
+        """Remove the Gaussians in space that is known to be empty; all of them is a mistake."""
         params = self.gauss_params
-        reaching = reaches_into(
-            params["means"], params["quats"], params["scales"].exp(), centres, radii
-        )
-        if reaching.any() and not reaching.all():
-            remove(params, self.optimizers, self.strategy_state, reaching)
+        wrong = torch.zeros(len(params["means"]), dtype=torch.bool, device=params["means"].device)
+        if len(free.radii):
+            wrong |= reaches_into(
+                params["means"], params["quats"], params["scales"].exp(), free.centres, free.radii
+            )
+        for view in free.seen:
+            wrong |= stands_before(params["means"], *view, free.share)
+        if wrong.any() and not wrong.all():
+            remove(params, self.optimizers, self.strategy_state, wrong)
 
     # ------------------------------------------------------------------ rendering
 

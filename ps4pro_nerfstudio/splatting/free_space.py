@@ -3,9 +3,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from gsplat.utils import normalized_quat_to_rotmat
 from torch import Tensor
+
+
+class SeenSurface(NamedTuple):
+    """What one photograph shows, and nothing stands before."""
+
+    world_to_camera: Tensor
+    """[4, 4], OpenCV axes."""
+    intrinsics: Tensor
+    """[3, 3]."""
+    nearest: Tensor
+    """[H, W], the smallest depth around each pixel; 0 where it is not known."""
+
+
+class FreeSpace(NamedTuple):
+    """Space that nothing stands in, in the world of the training and on its device."""
+
+    centres: Tensor
+    """[N, 3], of balls around cameras."""
+    radii: Tensor
+    """[N]."""
+    seen: Sequence[SeenSurface] = ()
+    """Surfaces that photographs show."""
+    share: float = 0.85
+    """Share of the depth of a surface up to which the space before it counts as empty."""
+
 
 _SAMPLES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Points along the longest axis that are looked at, in standard deviations."""
@@ -30,3 +58,21 @@ def reaches_into(
         points = means + sample * length[:, None] * axis
         result |= (torch.cdist(points, centres) < radii).any(dim=-1)
     return result
+
+
+def stands_before(
+    means: Tensor,  # [N, 3]
+    world_to_camera: Tensor,  # [4, 4], OpenCV axes
+    intrinsics: Tensor,  # [3, 3]
+    nearest: Tensor,  # [H, W], depth of what is seen; 0 where not known
+    share: float,
+) -> Tensor:  # [N], bool
+    """Which means a camera would see at less than this share of the depth of what it does see."""
+    points = means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
+    depth = points[:, 2]
+    image = points @ intrinsics.T
+    column, row = (image[:, :2] / depth.clamp_min(1e-6)[:, None]).floor().long().unbind(dim=-1)
+    height, width = nearest.shape
+    inside = (depth > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
+    surface = nearest[row.clamp(0, height - 1), column.clamp(0, width - 1)]
+    return inside & (surface > 0) & (depth < share * surface)

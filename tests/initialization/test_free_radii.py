@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig, free_radii
+from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig, free_radii, nearest_around
 from tests.initialization.test_filled_points import on_wall, wall_views
 
 
@@ -37,3 +37,14 @@ def test_lengths_follow_the_scale_of_the_capture() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="share"):
         FreeSpaceConfig(share=1.0)
+    with pytest.raises(ValueError, match="before_surfaces"):
+        FreeSpaceConfig(before_surfaces=1.0)
+
+
+def test_the_nearest_of_nine_pixels_counts_where_all_are_known() -> None:
+    depth = np.full((6, 7), 4.0, np.float32)
+    depth[2, 2], depth[4, 6] = 3.0, 0.0
+    nearest = nearest_around(depth)
+    assert (nearest[1:4, 1:4] == 3.0).all()
+    assert (nearest[3:, 5:] == 0.0).all()
+    assert nearest[0, 5] == 4.0

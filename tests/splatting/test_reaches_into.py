@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from ps4pro_nerfstudio.splatting.free_space import reaches_into
+from ps4pro_nerfstudio.splatting.free_space import reaches_into, stands_before
 
 CENTRES = torch.tensor([[0.0, 0.0, 0.0], [10.0, 0.0, 0.0]])
 RADII = torch.tensor([1.0, 0.5])
@@ -64,3 +64,29 @@ def test_a_ball_without_size_holds_nothing() -> None:
         torch.zeros(1, 3), IDENTITY, torch.ones(1, 3), torch.zeros(1, 3), torch.zeros(1)
     )
     assert not bool(none.any())
+
+
+CAMERA = (
+    torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 2.0], [0, 0, 0, 1]]),  # 2 back
+    torch.tensor([[10.0, 0, 5.0], [0, 10.0, 4.0], [0, 0, 1]]),
+)
+SURFACE = torch.zeros(8, 10)
+SURFACE[4, 5] = 10.0
+"""A camera that looks along +z from z = -2 and knows one pixel, (5, 4): a surface 10 away."""
+
+
+@pytest.mark.parametrize(
+    "mean, expected",
+    [
+        ([0.0, 0.0, 5.9], True),  # depth 7.9 of 10
+        ([0.0, 0.0, 6.1], False),  # depth 8.1
+        ([0.0, 0.0, 9.0], False),  # behind the surface
+        ([0.6, 0.0, 3.0], False),  # another pixel, nothing known
+        ([0.4, 0.0, 3.0], True),  # column 5 + 10 * .4 / 5 = 5.8
+        ([0.0, 0.0, -3.0], False),  # behind the camera
+        ([9.0, 0.0, 3.0], False),  # beside the picture
+    ],
+)
+def test_what_stands_before_a_surface(mean: list[float], expected: bool) -> None:
+    result = stands_before(torch.tensor([mean]), *CAMERA, SURFACE, share=0.8)
+    assert result.tolist() == [expected]
