@@ -19,6 +19,7 @@ from ps4pro_nerfstudio.initialization.points import SeedPointsConfig
 from ps4pro_nerfstudio.initialization.stereo import StereoConfig
 from ps4pro_nerfstudio.methods import ipsm_gaussian
 from ps4pro_nerfstudio.models.ipsm import project_points
+from ps4pro_nerfstudio.splatting.free_space import stands_before
 from tests.conftest import write_capture
 
 LENGTH = 100
@@ -162,6 +163,15 @@ def test_depth_comes_from_photographs_that_are_too_far_apart_for_frames(tmp_path
         # Neighbours see the wall, 4 away, from 10 degrees apart: half a pixel is 2 %.
         assert float(distance.median()) < 0.08
         assert float(distance.quantile(0.9)) < 0.16
+    free = manager.free_space
+    assert free is not None
+    assert len(free.seen) == 3
+    for view, known in zip(free.seen, manager._known, strict=True):
+        surface = known.xyz.float()
+        halfway = 0.5 * (surface + view.world_to_camera.inverse()[:3, 3])
+        # Pixels with a hole beside them are left alone.
+        assert stands_before(halfway, *view, free.share).float().mean() > 0.3
+        assert stands_before(surface, *view, free.share).float().mean() < 0.01
 
 
 def wall_of(manager: UnseenViewDatamanager) -> torch.Tensor:
