@@ -39,6 +39,12 @@ _LEAST_KNOWN = 20
 """A photograph that shows fewer known points than this is left out."""
 _BEYOND = 2.0
 """Depths are looked for up to this many times beyond those of the known points, to both sides."""
+_BESIDE = 2
+"""How near a known point, in pixels, nothing more is to be learnt."""
+_SAME_DEPTH = 0.05
+"""Relative difference up to which a known point is the same surface."""
+_MATCH_PX = 0.25
+"""How precisely patches are matched, in pixels."""
 _WIDEST_DEGREES = 80.0
 """Photographs that look in directions farther apart than this are not compared."""
 
@@ -63,8 +69,9 @@ class StereoConfig:
     """Nor those that do not lead back, through another photograph's depth, to their pixel."""
     max_depth_difference: float = 0.02
     """Nor those that differ from the other photograph's depth by more than this share."""
-    min_angle_degrees: float = 2.0
-    """Nor those that both photographs see from directions closer than this."""
+    max_uncertainty: float = 0.02
+    """Nor those that a match a quarter of a pixel off would move by more than this share: both
+    photographs see them from directions that are too close."""
     min_part: int = 40
     """Nor connected parts of similar depth with fewer pixels than this."""
     seed: int = 0
@@ -90,9 +97,17 @@ class StereoDepth:
     intrinsics: Float64
     """[3, 3], at this size."""
 
-    def observations(self) -> PointObservations:
-        """The points of all pixels with a depth."""
-        row, column = np.nonzero(self.depth)
+    def observations(self, known: NDArray | None = None) -> PointObservations:
+        """The points of all pixels with a depth.
+
+        Args:
+            known: points [P, 3] in the world, found more precisely; pixels that show one of them,
+                or are beside one that does, are left out.
+        """
+        wanted = self.depth > 0.0
+        if known is not None:
+            wanted &= ~self._shows(known)
+        row, column = np.nonzero(wanted)
         depth = self.depth[row, column].astype(np.float64)
         centres = np.stack([column, row], axis=-1) + 0.5
         return PointObservations(
@@ -101,6 +116,21 @@ class StereoDepth:
             weight=self.confidence[row, column].astype(np.float64),
             pixel_size=depth / self.intrinsics[0, 0],
         )
+
+    def _shows(self, points: NDArray) -> NDArray[np.bool_]:
+        """Pixels [H, W] within `_BESIDE` of one that shows a point, at about its depth."""
+        height, width = self.depth.shape
+        pixels, depth = project(points, self.camera_to_world, self.intrinsics)
+        inside = inside_image(pixels, (width, height))
+        column, row = pixels[inside].astype(np.int64).T
+        nearest = np.full((height + 2 * _BESIDE, width + 2 * _BESIDE), np.inf)
+        np.minimum.at(nearest, (row + _BESIDE, column + _BESIDE), depth[inside])
+        result = np.zeros((height, width), bool)
+        for down in range(2 * _BESIDE + 1):
+            for right in range(2 * _BESIDE + 1):
+                there = nearest[down : down + height, right : right + width]
+                result |= np.abs(self.depth - there) < _SAME_DEPTH * there
+        return result & (self.depth > 0.0)
 
 
 @dataclass(frozen=True)
@@ -350,4 +380,5 @@ def _leads_back(
     cosine = np.sum(first * second, axis=-1) / (
         np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     )
-    return inside & close & (cosine <= np.cos(np.radians(config.min_angle_degrees)))
+    least_angle = _MATCH_PX / (view.intrinsics[0, 0] * config.max_uncertainty)
+    return inside & close & (cosine <= np.cos(least_angle))

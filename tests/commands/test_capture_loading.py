@@ -31,7 +31,8 @@ def _scaled(meta: dict[str, Any]) -> None:
 
 
 def _oriented(meta: dict[str, Any]) -> None:
-    meta["orientation_override"] = "pca"
+    # Not pca: nerfstudio 1.1.5 then turns two of the poses, or none, by the sign of an eigenvector.
+    meta["orientation_override"] = "vertical"
 
 
 @pytest.mark.parametrize("edit", [None, _applied, _scaled, _oriented])
