@@ -81,7 +81,7 @@ class CaptureCommand:
     """How pseudo views are made."""
     dense_points: DensePointsConfig = field(default_factory=DensePointsConfig)
     """Points from the same correspondences."""
-    stereo: StereoConfig = field(default_factory=StereoConfig)
+    stereo: StereoConfig = field(default_factory=lambda: StereoConfig(everywhere=False))
     """Depth of few photographs from each other."""
     seed_points: SeedPointsConfig = field(default_factory=SeedPointsConfig)
     """Sparse points of a capture that brings none."""

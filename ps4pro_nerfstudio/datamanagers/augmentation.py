@@ -302,10 +302,13 @@ def _with_dense_points(
     stereo: Sequence[StereoDepth | None],
 ) -> PointCloud:
     observations = dense_observations(made.views)
-    if stereo:
-        # Frames between neighbours are finer, and third views have checked their points.
-        known = np.concatenate([np.zeros((0, 3)), *(part.xyz for part in observations)])
-        observations += [depth.observations(known) for depth in stereo if depth is not None]
+    # Frames between neighbours are finer, and third views have checked their points.
+    known = (
+        None
+        if config.stereo.everywhere
+        else np.concatenate([np.zeros((0, 3)), *(part.xyz for part in observations)])
+    )
+    observations += [depth.observations(known) for depth in stereo if depth is not None]
     count = sum(len(part.xyz) for part in observations)
     if count < config.seed_points.min_points:
         return sparse

@@ -74,6 +74,9 @@ class StereoConfig:
     photographs see them from directions that are too close."""
     min_part: int = 40
     """Nor connected parts of similar depth with fewer pixels than this."""
+    everywhere: bool = True
+    """Give points also where frames between neighbours gave some: those are more precise, but a
+    training gains more from twice as many (fox, 10 views: SSIM .890 against .880)."""
     seed: int = 0
     """Seed of the random planes."""
 

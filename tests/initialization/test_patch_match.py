@@ -241,6 +241,21 @@ def test_observations_are_points_of_the_wall(found) -> None:
     np.testing.assert_array_equal(points.rgb, seen.image[row, column])
 
 
+def test_pixels_beside_a_known_point_can_be_left_out(found) -> None:
+    seen = one(found, 1)
+    depth = seen.depth.copy()
+    depth[20:60, 20:80] = true_depth(POSES[1])[20:60, 20:80]
+    seen = replace(seen, depth=depth)
+    point = (POSES[1][:3, 3] + rays(POSES[1]) * depth[..., None].astype(float))[40, 50]
+    everything, rest = seen.observations(), seen.observations(point[None])
+    gone = {tuple(row) for row in everything.xyz} - {tuple(row) for row in rest.xyz}
+    pixels, _ = project(np.array(sorted(gone)), POSES[1], INTRINSICS)
+    assert len(gone) == 25
+    assert np.abs(pixels - (50.5, 40.5)).max() < 2.01
+    behind = POSES[1][:3, 3] + 1.2 * (point - POSES[1][:3, 3])
+    assert len(seen.observations(behind[None]).xyz) == len(everything.xyz)
+
+
 def test_masked_pixels_have_no_depth(known) -> None:
     mask = np.ones((HEIGHT, WIDTH), bool)
     mask[:, : WIDTH // 2] = False
