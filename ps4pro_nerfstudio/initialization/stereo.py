@@ -26,8 +26,9 @@ from ps4pro_nerfstudio.geometry.cameras import (
 )
 from ps4pro_nerfstudio.initialization.dense_points import PointObservations
 from ps4pro_nerfstudio.initialization.kept import keep, kept_file, load_kept
-from ps4pro_nerfstudio.initialization.patch_match import Float32, match_planes
 from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image
+
+Float32 = NDArray[np.float32]
 
 # Part of the name of what is kept: raise it when the same input gives other depths than before.
 _CACHE_VERSION = 1
@@ -324,6 +325,9 @@ def _match(
     config: StereoConfig,
 ) -> Float32:
     """Improve the planes of a view; their costs."""
+    # Imported here: every ns-* command reads our configs, and numba is heavy.
+    from ps4pro_nerfstudio.initialization.patch_match import match_planes
+
     view = views[index]
     sizes = np.array([views[other].image.shape[1::-1] for other in others], np.int64)
     pictures = np.zeros((len(others), sizes[:, 1].max(), sizes[:, 0].max()), np.float32)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ps4pro_nerfstudio.geometry.cameras import pixel_centres, project, relative_pose
-from ps4pro_nerfstudio.initialization import stereo
+from ps4pro_nerfstudio.initialization import patch_match
 from ps4pro_nerfstudio.initialization.patch_match import (
     RADIUS,
     STRIDE,
@@ -308,7 +308,7 @@ def test_photographs_of_different_sizes(known) -> None:
 def test_depths_are_kept_and_made_anew_when_damaged(known, found, tmp_path, monkeypatch) -> None:
     stereo_depths(views(), known, CONFIG, tmp_path)
     (file,) = tmp_path.iterdir()
-    monkeypatch.setattr(stereo, "match_planes", None)  # nothing is matched again
+    monkeypatch.setattr(patch_match, "match_planes", None)  # nothing is matched again
     again = stereo_depths(views(), known, CONFIG, tmp_path)
     for index in range(3):
         np.testing.assert_array_equal(one(again, index).depth, one(found, index).depth)
