@@ -90,20 +90,24 @@ def windows_inside(
         ValueError: when the mask is smaller than a window.
     """
     _check_fits("valid", valid)
-    return _largest_in_square((~valid).to(torch.float32)) == 0
+    return _num_in_windows(~valid) == 0
 
 
 def pixels_inside_windows(
     windows: Tensor,  # [H - 10, W - 10] bool
 ) -> Tensor:  # [H, W] bool
     """Whether each pixel lies in at least one of the chosen windows."""
-    return _largest_in_square(F.pad(windows.to(torch.float32), [WINDOW_SIZE - 1] * 4)) > 0
+    return _num_in_windows(F.pad(windows, [WINDOW_SIZE - 1] * 4)) > 0
 
 
-def _largest_in_square(values: Tensor) -> Tensor:
-    """Maximum over each window, [H, W] to [H - 10, W - 10], along columns, then along rows."""
-    in_columns = F.max_pool2d(values[None, None], (WINDOW_SIZE, 1), stride=1)
-    return F.max_pool2d(in_columns, (1, WINDOW_SIZE), stride=1)[0, 0]
+def _num_in_windows(chosen: Tensor) -> Tensor:
+    """Number of chosen pixels of each window, [H, W] bool to [H - 10, W - 10], by prefix sums.
+
+    Exact, and on a CPU several times faster than a maximum over windows.
+    """
+    sums = F.pad(chosen.to(torch.int32).cumsum(0).cumsum(1), (1, 0, 1, 0))
+    rows = sums[WINDOW_SIZE:] - sums[:-WINDOW_SIZE]
+    return rows[:, WINDOW_SIZE:] - rows[:, :-WINDOW_SIZE]
 
 
 def ssim_map(

@@ -191,6 +191,8 @@ def test_jobs_that_have_not_begun_are_dropped_when_the_sweep_is_interrupted():
 
     def work(job: Job) -> Outcome:
         begun.append(job.seed)
+        # All of them would take half a minute: the sweep is interrupted long before.
+        time.sleep(0.03)
         return Outcome(record={})
 
     running = run_locally(1)(work, [job(seed=seed) for seed in range(1000)])

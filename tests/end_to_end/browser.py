@@ -105,8 +105,11 @@ class Page:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
 
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 90.0) -> Any:
-        """Call the function until it returns something true, and return that."""
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 300.0) -> Any:
+        """Call the function until it returns something true, and return that.
+
+        Two slow cores that draw, train and evaluate at once have taken more than 90 seconds.
+        """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if result := condition():

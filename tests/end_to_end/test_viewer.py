@@ -61,13 +61,24 @@ def _look_at_the_scene(page: Page) -> float:
     """
     page.wait_for(lambda: page.evaluate("document.querySelector('canvas') !== null"))
 
+    before: np.ndarray | None = None
+    scrolled = 0.0
+
     def share() -> float | None:
+        nonlocal before, scrolled
         canvas = np.asarray(page.screenshot().crop(_CANVAS), dtype=np.int64)
         empty = np.abs(canvas - _BACKGROUND).max(-1) < 12
         # Without any of the model's background no picture has come from the server yet.
-        if empty.mean() < 0.05 or (~empty).mean() > 0.05:
-            return float((~empty).mean()) if empty.mean() >= 0.05 else None
-        page.scroll(335, 300, 240)
+        if empty.mean() < 0.05:
+            return None
+        if (~empty).mean() > 0.05:
+            return float((~empty).mean())
+        # On a slow machine the picture of the last turn is still to come: without waiting for it
+        # the scene would shrink to a dot before it is seen.
+        has_come = before is None or not np.array_equal(canvas, before)
+        if has_come or time.monotonic() > scrolled + 10:
+            before, scrolled = canvas, time.monotonic()
+            page.scroll(335, 300, 240)
         return None
 
     return page.wait_for(share)

@@ -102,15 +102,19 @@ def test_any_size_gives_fields_of_that_size_in_range(size: tuple[int, int]) -> N
 
 
 def test_a_batch_is_its_singles() -> None:
+    """With PyTorch's own convolutions: oneDNN's are summed in another order for another batch.
+
+    A pixel at the edge of a decision (which frame shows it) has then been another one.
+    """
     pairs = [_frames(64, 80, (3, 1), seed) for seed in (1, 2, 3)]
     network = _stirred()
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.mkldnn.flags(enabled=False):
         together = network(*(torch.cat(frames) for frames in zip(*pairs, strict=True)), 0.5)
         for index, pair in enumerate(pairs):
             single = network(*pair, 0.5)
             for name, value in vars(single).items():
                 batched = getattr(together, name)[index : index + 1]
-                torch.testing.assert_close(batched, value, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(batched, value, atol=1e-5, rtol=1e-5)
 
 
 def test_each_pair_of_a_batch_may_have_its_own_time() -> None:
