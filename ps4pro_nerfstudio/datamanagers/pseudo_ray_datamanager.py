@@ -33,6 +33,7 @@ from nerfstudio.data.datamanagers.base_datamanager import (
     VanillaDataManagerConfig,
 )
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ps4pro_nerfstudio.datamanagers.augmentation import (
@@ -40,6 +41,7 @@ from ps4pro_nerfstudio.datamanagers.augmentation import (
     augment,
     plan,
     sparse_points,
+    to_uint8_photo,
 )
 from ps4pro_nerfstudio.datamanagers.captures import (
     check_captures,
@@ -158,6 +160,15 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
 
     def _plan(self, num_steps: int) -> PseudoViewSchedule:
         return plan(self.config, len(self.train_dataset), len(self.pseudo_views), num_steps)
+
+    def photograph(self, index: int) -> NDArray[np.uint8]:
+        """A training photograph [H, W, 3], as it was taken."""
+        return to_uint8_photo(self.train_dataset.get_numpy_image(index))[0]
+
+    @property
+    def schedule(self) -> PseudoViewSchedule | None:
+        """Plan of the pseudo rays; None before the run's length is known, or without any."""
+        return self._schedule
 
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
         """Rays of real views and, while they have a weight, of pseudo views."""

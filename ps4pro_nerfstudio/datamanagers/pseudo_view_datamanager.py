@@ -35,6 +35,7 @@ from ps4pro_nerfstudio.datamanagers.augmentation import (
     augment,
     plan,
     sparse_points,
+    to_uint8_photo,
 )
 from ps4pro_nerfstudio.datamanagers.captures import (
     check_captures,
@@ -221,6 +222,10 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
         self._num_real_served += 1
         self.served = ServedView(False, self.train_unseen_cameras[0], 1.0)
         return super().next_train(step)
+
+    def photograph(self, index: int) -> NDArray[np.uint8]:
+        """A training photograph [H, W, 3], undistorted as it is trained on."""
+        return to_uint8_photo(self.cached_train[index]["image"].cpu().numpy())[0]
 
     @property
     def schedule(self) -> PseudoViewSchedule | None:

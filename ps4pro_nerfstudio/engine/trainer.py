@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,10 +26,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.viewer.viewer import Viewer
+from torch import Tensor
 
 from ps4pro_nerfstudio.dataparsers.split_file import write_split
 from ps4pro_nerfstudio.engine.schedulers import FloatExponentialDecaySchedulerConfig
 from ps4pro_nerfstudio.messages import InputError, MissingPartError, fail, say
+from ps4pro_nerfstudio.viewer.view_losses import ViewKey
 
 if TYPE_CHECKING:
     from ps4pro_nerfstudio.viewer.views_panel import ViewsPanel
@@ -111,17 +114,18 @@ class PS4PROTrainer(Trainer):
             return super().train_iteration(step)
         panel.before_step(step)
         result = super().train_iteration(step)
-        panel.after_step(step, result[1]["main_loss"])
+        panel.after_step(step, losses_of_step(self.pipeline, result[1]))
         return result
 
     def _init_viewer_state(self) -> None:
         super()._init_viewer_state()
         manager = self.pipeline.datamanager
         if isinstance(self.viewer_state, Viewer):
+            from ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager import PseudoRayDatamanager
             from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import PseudoViewDatamanager
             from ps4pro_nerfstudio.viewer.views_panel import ViewsPanel
 
-            if isinstance(manager, PseudoViewDatamanager):
+            if isinstance(manager, (PseudoViewDatamanager, PseudoRayDatamanager)):
                 self.views_panel = ViewsPanel(self.viewer_state, manager)
 
     def _train_complete_viewer(self) -> None:
@@ -146,6 +150,27 @@ class PS4PROTrainer(Trainer):
             for other in final_folder.glob("*.ckpt"):
                 if other.name != name:
                     other.unlink()
+
+
+def losses_of_step(
+    pipeline: Any, loss_dict: Mapping[str, Tensor]
+) -> dict[ViewKey, tuple[Tensor, float]]:
+    """Photometric loss of each view that the latest step used, and the factor that is in it.
+
+    Args:
+        pipeline: of one of the suite's methods, after a training step.
+        loss_dict: what its model returned in that step.
+    """
+    served = getattr(pipeline.datamanager, "served", None)
+    if served is not None:
+        key = ViewKey(served.is_pseudo, served.index)
+        return {key: (loss_dict["main_loss"], served.weight)}
+    errors = getattr(pipeline.model, "view_errors", {})
+    num_real = len(pipeline.datamanager.train_dataset)
+    return {
+        ViewKey(index >= num_real, index - num_real if index >= num_real else index): (error, 1.0)
+        for index, error in errors.items()
+    }
 
 
 def _choose_device(config: PS4PROTrainerConfig) -> None:

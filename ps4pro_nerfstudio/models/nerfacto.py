@@ -59,6 +59,8 @@ class PS4PRONerfactoModel(NerfactoModel):
         with _without_lpips():
             super().populate_modules()
         self.lpips = LazyLPIPS(self.config.lpips_net)
+        # Of the latest training step; see `errors_of_views`.
+        self.view_errors: dict[int, Tensor] = {}
         sources = self.kwargs["metadata"].get(METADATA_KEY)
         if sources is None:
             return
@@ -76,6 +78,11 @@ class PS4PRONerfactoModel(NerfactoModel):
     def get_loss_dict(self, outputs, batch, metrics_dict=None) -> dict[str, Tensor]:
         """Upstream's losses; with pseudo rays in the batch the colour loss tells them apart."""
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
+        if self.training and "indices" in batch:
+            target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
+            self.view_errors = errors_of_views(
+                outputs["rgb"], target, batch["indices"][:, 0], batch.get("confidence")
+            )
         if "is_pseudo" in batch:
             prediction, target = self.renderer_rgb.blend_background_for_loss_computation(
                 pred_image=outputs["rgb"],
@@ -174,6 +181,26 @@ def photometric_loss(
     trust = is_pseudo * confidence
     pseudo = num_pseudo * (trust * error).sum() / trust.sum().clamp_min(1e-9)
     return (error[~is_pseudo].sum() + weight * pseudo) / num_real
+
+
+@torch.no_grad()
+def errors_of_views(
+    prediction: Tensor,  # [R, 3]
+    target: Tensor,  # [R, 3]
+    views: Tensor,  # [R] index of the view of each ray
+    confidence: Tensor | None = None,  # [R] above 0; None: all 1
+) -> dict[int, Tensor]:
+    """Mean squared error [] of the rays of each view, weighted by confidence, by its index."""
+    error = (prediction - target).square().mean(dim=-1)
+    weight = torch.ones_like(error) if confidence is None else confidence.to(error)
+    # Counted where the indices are, on the CPU: no GPU is waited for.
+    present, place = views.unique(return_inverse=True)
+    place = place.to(error.device)
+    total, weights = (
+        error.new_zeros(len(present)).index_add_(0, place, part)
+        for part in (weight * error, weight)
+    )
+    return dict(zip(present.tolist(), (total / weights).unbind(), strict=True))
 
 
 class ViewEmbedding(Embedding):

@@ -30,7 +30,8 @@ class ViewLoss:
 
     key: ViewKey
     loss: float
-    """Photometric loss; of a pseudo view weighted by its confidence, but not by lambda."""
+    """Photometric loss, of a radiance field the squared error of the rays that the step drew; of a
+    pseudo view weighted by its confidence, but not by lambda."""
     step: int
     """Step that saw it last."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from viser import CameraFrustumHandle, ClientHandle, GuiMarkdownHandle
 
-from ps4pro_nerfstudio.datamanagers.augmentation import to_uint8_photo
+from ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager import PseudoRayDatamanager
 from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import PseudoViewDatamanager
 from ps4pro_nerfstudio.messages import say
 from ps4pro_nerfstudio.viewer import descriptions
@@ -46,7 +47,9 @@ _NOTHING = "(click a camera)"
 class ViewsPanel:
     """See the module's docstring."""
 
-    def __init__(self, viewer: Viewer, manager: PseudoViewDatamanager) -> None:
+    def __init__(
+        self, viewer: Viewer, manager: PseudoViewDatamanager | PseudoRayDatamanager
+    ) -> None:
         """Draw everything; `viewer` has drawn its scene already."""
         self._viewer = viewer
         self._manager = manager
@@ -82,16 +85,16 @@ class ViewsPanel:
             peak = schedule.config.peak_weight
             say(f"peak weight of pseudo views set in the viewer: {peak:g} (step {step})")
 
-    def after_step(self, step: int, loss: Tensor) -> None:
-        """Note the photometric loss of the step's view; once a second, bring the panel up to date.
+    def after_step(self, step: int, losses: Mapping[ViewKey, tuple[Tensor, float]]) -> None:
+        """Note the photometric losses of the step's views; once a second, refresh the panel.
 
         Args:
             step: the step that was trained.
-            loss: scalar, with the factor lambda that a pseudo view's has.
+            losses: of each view that it used, a scalar and the factor that is in it: the lambda
+                of a pseudo view.
         """
-        served = self._manager.served
-        if served is not None:
-            self._losses.record(ViewKey(served.is_pseudo, served.index), loss, served.weight, step)
+        for key, (loss, weight) in losses.items():
+            self._losses.record(key, loss, weight, step)
         if time.monotonic() - self._refreshed >= _REFRESH_S:
             self._refreshed = time.monotonic()
             self.refresh(step)
@@ -144,7 +147,7 @@ class ViewsPanel:
 
     def _draw_unseen(self) -> None:
         """Stand a frustum where the latest unseen camera is; the same name replaces the last."""
-        camera = self._manager.latest_unseen
+        camera = getattr(self._manager, "latest_unseen", None)  # no radiance field has any
         if camera is None:
             return
         frustum = frustum_of(
@@ -186,8 +189,7 @@ class ViewsPanel:
     def _image(self, key: ViewKey) -> NDArray[np.uint8] | None:
         if key.is_pseudo:
             return self._manager.pseudo_views[key.index].image
-        photo = self._manager.cached_train[key.index]["image"]
-        return to_uint8_photo(photo.cpu().numpy())[0]
+        return self._manager.photograph(key.index)
 
     # ------------------------------------------------------------------ panel
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import write_capture
+from tests.end_to_end.browser import free_port
 from tests.end_to_end.conftest import Run, succeed
 
 pytestmark = pytest.mark.e2e
@@ -71,6 +72,25 @@ def test_p10_resume_continues_bit_exactly(trained: NerfactoRun):
             assert torch.equal(value, resumed["pipeline"][key]), key
         else:
             assert value == resumed["pipeline"][key], key
+
+
+def test_the_viewer_shows_the_views_and_changes_nothing(trained: NerfactoRun):
+    arguments = list(TRAIN)
+    arguments[arguments.index("tensorboard")] = "viewer+tensorboard"
+    output = succeed(
+        "ns-train", *arguments, "--max-num-iterations", 20, "--timestamp", "viewed",
+        "--viewer.websocket-port", free_port(), "--viewer.quit-on-train-completion", "True",
+        cwd=trained.folder, env=ONE_THREAD,
+    )  # fmt: skip
+    assert "Viewer failed" not in output
+    name = "nerfstudio_models/step-000000019.ckpt"
+    alone, viewed = (
+        _state(folder / name)["pipeline"]
+        for folder in (trained.path, trained.path.with_name("viewed"))
+    )
+    for key, value in alone.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, viewed[key]), key
 
 
 def test_eval_and_render_see_the_real_views(trained: NerfactoRun):

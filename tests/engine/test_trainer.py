@@ -4,14 +4,17 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import ServedView
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
-from ps4pro_nerfstudio.engine.trainer import PS4PROTrainer, PS4PROTrainerConfig
+from ps4pro_nerfstudio.engine.trainer import PS4PROTrainer, PS4PROTrainerConfig, losses_of_step
 from ps4pro_nerfstudio.methods import ps4pro_splatfacto
+from ps4pro_nerfstudio.viewer.view_losses import ViewKey
 
 
 def _config(folder: Path) -> PS4PROTrainerConfig:
@@ -116,3 +119,16 @@ def test_equal_real_steps_lengthen_the_run_and_the_record_says_so(capture, tmp_p
     text = (trainer.base_dir / "config.yml").read_text()
     assert f"max_num_iterations: {trainer.run_length}" in text
     assert "share: 0.35" in text
+
+
+def test_losses_of_a_step_name_its_views():
+    """Full images: the view that was served. Rays: each view, pseudo views counted after real."""
+    loss = torch.tensor(0.3)
+    manager = SimpleNamespace(served=ServedView(is_pseudo=True, index=4, weight=0.5))
+    pipeline = SimpleNamespace(datamanager=manager, model=None)
+    assert losses_of_step(pipeline, {"main_loss": loss}) == {ViewKey(True, 4): (loss, 0.5)}
+
+    model = SimpleNamespace(view_errors={2: loss, 3: loss + 1})
+    pipeline = SimpleNamespace(datamanager=SimpleNamespace(train_dataset=[0, 1, 2]), model=model)
+    losses = losses_of_step(pipeline, {"rgb_loss": loss})
+    assert losses == {ViewKey(False, 2): (loss, 1.0), ViewKey(True, 0): (loss + 1, 1.0)}

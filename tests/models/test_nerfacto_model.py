@@ -13,7 +13,11 @@ from nerfstudio.models.nerfacto import NerfactoModel
 
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ps4pro_nerfacto_small
-from ps4pro_nerfstudio.models.nerfacto import PS4PRONerfactoModel, photometric_loss
+from ps4pro_nerfstudio.models.nerfacto import (
+    PS4PRONerfactoModel,
+    errors_of_views,
+    photometric_loss,
+)
 from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY, PseudoSources
 
 NUM_REAL = 4
@@ -115,6 +119,16 @@ def test_the_colour_loss_of_a_batch_is_that_function():
     expected = error[:3].mean() + 0.3 * (2 / 3) * (0.4 * error[3] + error[4]) / 1.4
     torch.testing.assert_close(losses["rgb_loss"], expected)
     assert set(losses) == {"rgb_loss", "interlevel_loss", "distortion_loss"}
+
+
+def test_errors_of_views_by_hand():
+    """View 7: (0.04 + 3 * 0.12) / (1 + 3) = 0.1; view 2: 0.09, whatever its confidence."""
+    prediction = torch.tensor([[0.2, -0.2, 0.2], [0.3, 0.3, 0.3], [0.6, 0.0, 0.0]])
+    views, confidence = torch.tensor([7, 2, 7]), torch.tensor([0.25, 0.1, 0.75])
+    errors = errors_of_views(prediction, torch.zeros(3, 3), views, confidence)
+    assert {index: round(float(error), 6) for index, error in errors.items()} == {2: 0.09, 7: 0.1}
+    errors = errors_of_views(prediction, torch.zeros(3, 3), views)
+    assert float(errors[7]) == pytest.approx(0.08)
 
 
 def test_training_psnr_is_that_of_real_rays():

@@ -14,10 +14,10 @@ import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras
 
-from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import ServedView
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule, PseudoViewScheduleConfig
 from ps4pro_nerfstudio.viewer import views_panel
+from ps4pro_nerfstudio.viewer.view_losses import ViewKey
 from ps4pro_nerfstudio.viewer.views_panel import (
     PSEUDO_COLOUR,
     REAL_COLOUR,
@@ -109,16 +109,14 @@ def server() -> FakeServer:
 def manager() -> SimpleNamespace:
     poses = torch.from_numpy(np.stack([_pose(0.0), _pose(1.0)]))
     cameras = Cameras(poses, fx=4.0, fy=4.0, cx=4.0, cy=2.0, width=8, height=4)
-    photo = {"image": torch.zeros(4, 8, 3, dtype=torch.uint8)}
     config = PseudoViewScheduleConfig(share=0.5, peak_weight=0.3, start=0.0, ramp=0.0, tail=0.0)
     return SimpleNamespace(
         train_dataset=SimpleNamespace(
             image_filenames=[Path("a.png"), Path("b.png")], cameras=cameras
         ),
-        cached_train=[photo, photo],
+        photograph=lambda index: np.zeros((4, 8, 3), np.uint8),
         pseudo_views=[_pseudo_view()],
         schedule=PseudoViewSchedule(config, num_steps=100, num_real_views=2, num_pseudo_views=1),
-        served=None,
         latest_unseen=None,
     )
 
@@ -190,9 +188,8 @@ def test_the_mark_hides_with_its_camera(panel, server):
     assert not server.nodes["/selected_camera"].visible
 
 
-def test_a_click_shows_image_confidence_sources_and_loss(panel, server, manager):
-    manager.served = ServedView(is_pseudo=True, index=0, weight=0.3)
-    panel.after_step(12, torch.tensor(0.06))
+def test_a_click_shows_image_confidence_sources_and_loss(panel, server):
+    panel.after_step(12, {ViewKey(True, 0): (torch.tensor(0.06), 0.3)})
     server.nodes[PSEUDO].act()
     said = server.everything_said()
     assert "a&#46;png and b&#46;png" in said
@@ -252,10 +249,9 @@ def test_an_untouched_slider_changes_and_says_nothing(panel, manager, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_worst_views_are_listed(panel, server, manager):
+def test_worst_views_are_listed(panel, server):
     for index, loss in enumerate((0.1, 0.4)):
-        manager.served = ServedView(is_pseudo=False, index=index, weight=1.0)
-        panel.after_step(index, torch.tensor(loss))
+        panel.after_step(index, {ViewKey(False, index): (torch.tensor(loss), 1.0)})
     panel.refresh(1)
     said = server.everything_said()
     assert said.index("0.4000") < said.index("0.1000")
