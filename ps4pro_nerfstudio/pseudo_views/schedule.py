@@ -66,6 +66,14 @@ class PseudoViewScheduleConfig:
             )
 
 
+def sparsity(num_views: int, num_views_full: int = 12, num_views_none: int = 40) -> float:
+    """How much help a capture needs: 1 up to `num_views_full` photographs, 0 from `num_views_none`.
+
+    Linear in between.
+    """
+    return min(max((num_views_none - num_views) / (num_views_none - num_views_full), 0.0), 1.0)
+
+
 class PseudoViewSchedule:
     """The plan of one training run."""
 
@@ -151,10 +159,9 @@ class PseudoViewSchedule:
             return 0.0
         if config.share is not None:
             return config.share
-        sparsity = (config.num_views_none - self.num_real_views) / (
-            config.num_views_none - config.num_views_full
+        share = config.max_share * sparsity(
+            self.num_real_views, config.num_views_full, config.num_views_none
         )
-        share = config.max_share * min(max(sparsity, 0.0), 1.0)
         # No pseudo view is visited more often than a photograph.
         total = self.num_pseudo_views + max(self.num_real_views, 1)
         return min(share, self.num_pseudo_views / total)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
 import types
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
-from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 
 from ps4pro_nerfstudio.messages import InputError
@@ -208,6 +209,35 @@ def test_densification_ends_with_the_fraction_of_the_run():
     trainer.run_length = 100_000
     model.get_training_callbacks(attributes)
     assert model.strategy.refine_stop_iter == 15_000
+
+
+def test_fading_takes_a_share_of_each_opacity():
+    """.5 and .9 lose a tenth: .45 and .81. Whatever has all but vanished stays finite."""
+    model = _model(num_points=3)
+    opacities = model.gauss_params["opacities"]
+    opacities.data = torch.tensor([[0.0], [math.log(9.0)], [-300.0]])
+    model.fade(0.1)
+    torch.testing.assert_close(opacities.sigmoid()[:2], torch.tensor([[0.45], [0.81]]))
+    assert float(opacities[2].detach()) == pytest.approx(-300.0 + math.log(0.9), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_views", "fading", "kept"), [(3, 0.1, 0.9), (26, 0.1, 0.95), (40, 0.1, 1.0), (3, 0.0, 1.0)]
+)
+def test_fading_ends_as_captures_get_denser(num_views, fading, kept):
+    model = _model(num_train_data=num_views, fading=fading)
+    before = model.gauss_params["opacities"].sigmoid().detach().clone()
+    attributes = TrainingCallbackAttributes(
+        optimizers=None, grad_scaler=None, pipeline=None, trainer=None
+    )  # pyright: ignore[reportArgumentType]
+    own = [
+        callback
+        for callback in model.get_training_callbacks(attributes)
+        if "fade" in callback.func.__code__.co_names
+    ]
+    for callback in own:
+        callback.run_callback_at_location(0, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+    torch.testing.assert_close(model.gauss_params["opacities"].sigmoid(), kept * before)
 
 
 def test_p16_a_pseudo_view_leaves_per_image_parameters_alone():

@@ -18,6 +18,7 @@ _NO_GEOMETRY = (_GEOMETRY, "0")
 # Whatever weights a machine has, an ablation compares the same things.
 _OFFLINE = ("--pipeline.model.diffusion", "off", "--pipeline.model.depth", "triangulated")
 _NO_DENSE_POINTS = ("--pipeline.datamanager.dense-points.enabled", "False")
+_NO_FADING = ("--pipeline.model.fading", "0")
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,27 @@ class Arm:
 
 def _control(name: str, description: str) -> Arm:
     control = ("--pipeline.datamanager.pseudo-views.control", name)
-    return Arm("ps4pro-splatfacto", (*control, *_NO_DENSE_POINTS), description)
+    return Arm("ps4pro-splatfacto", (*control, *_NO_DENSE_POINTS, *_NO_FADING), description)
 
 
 ARMS: dict[str, Arm] = {
     "plain": Arm(
         "ps4pro-splatfacto",
-        (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS),
+        (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS, *_NO_FADING),
         "splatfacto on the photographs alone",
     ),
-    "ps4pro": Arm("ps4pro-splatfacto", (), "pseudo views and dense points, as shipped"),
+    "ps4pro": Arm("ps4pro-splatfacto", (), "pseudo views, dense points and fading, as shipped"),
+    "plain-fading": Arm(
+        "ps4pro-splatfacto", (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS), "plain, but with fading"
+    ),
+    "no-fading": Arm("ps4pro-splatfacto", _NO_FADING, "as shipped, but without fading"),
     "equal-points": Arm(
         "ps4pro-splatfacto",
         ("--pipeline.datamanager.dense-points.as-many-as-sparse", "True"),
         "as shipped, but with no more initial points than plain has",
     ),
-    "points": Arm("ps4pro-splatfacto", _NO_PSEUDO_VIEWS, "dense points only"),
-    "views": Arm("ps4pro-splatfacto", _NO_DENSE_POINTS, "pseudo views only"),
+    "points": Arm("ps4pro-splatfacto", (*_NO_PSEUDO_VIEWS, *_NO_FADING), "dense points only"),
+    "views": Arm("ps4pro-splatfacto", (*_NO_DENSE_POINTS, *_NO_FADING), "pseudo views only"),
     "linear-blend": _control(
         "linear-blend", "control: aligned photographs, blended, every pixel trusted"
     ),
@@ -80,12 +85,12 @@ ARMS |= {
     "ipsm-off": Arm("ipsm-gaussian", _OFFLINE, "base, depth and geometry: no network's weights"),
     "ipsm-published-base": Arm(
         "ipsm-gaussian",
-        (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY, *_NO_PSEUDO_VIEWS),
+        (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY, *_NO_PSEUDO_VIEWS, *_NO_FADING),
         "the base of the paper: as ipsm-base, without pseudo views, which the paper has not",
     ),
     "ipsm-published-depth": Arm(
         "ipsm-gaussian",
-        (*_OFFLINE, *_NO_GEOMETRY, *_NO_PSEUDO_VIEWS),
+        (*_OFFLINE, *_NO_GEOMETRY, *_NO_PSEUDO_VIEWS, *_NO_FADING),
         "the base of the paper and depth terms",
     ),
     "ipsm-score": Arm(
