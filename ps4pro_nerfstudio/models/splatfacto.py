@@ -68,8 +68,8 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     """Fraction of the run after which Gaussians are no longer added, and removed only from space
     that is known to be empty (stop_split_at bounds it as well)."""
     fading: float = 0.002
-    """Share of its opacity that each Gaussian loses after a step. What several photographs show grows
-    back at once; haze and needles, which few of them hold in place, do not (opacity decay of
+    """Share of its opacity that each Gaussian loses after a step. What several photographs show
+    grows back at once; haze and needles, which few of them hold in place, do not (opacity decay of
     arXiv 2410.18822, which has .005). In full up to 12 photographs, less for more, none from 40 on;
     0 is plain splatfacto."""
     lpips_net: str = "alex"
