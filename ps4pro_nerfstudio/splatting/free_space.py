@@ -68,11 +68,16 @@ def stands_before(
     share: float,
 ) -> Tensor:  # [N], bool
     """Which means a camera would see at less than this share of the depth of what it does see."""
-    points = means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
-    depth = points[:, 2]
-    image = points @ intrinsics.T
-    column, row = (image[:, :2] / depth.clamp_min(1e-6)[:, None]).floor().long().unbind(dim=-1)
+    projection = intrinsics @ world_to_camera[:3]
+    image = torch.addmm(projection[:, 3], means, projection[:, :3].T)
+    depth = image[:, 2]
+    # In float: a point beside the camera plane is at no pixel that an integer holds.
+    column, row = (image[:, :2] / depth.clamp_min(1e-6)[:, None]).floor().unbind(dim=-1)
     height, width = nearest.shape
     inside = (depth > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
-    surface = nearest[row.clamp(0, height - 1), column.clamp(0, width - 1)]
-    return inside & (surface > 0) & (depth < share * surface)
+    # Only what lies in the picture is looked up: a part of the capture.
+    seen = torch.nonzero(inside)[:, 0]
+    surface = nearest[row[seen].long(), column[seen].long()]
+    result = torch.zeros_like(inside)
+    result[seen] = (surface > 0) & (depth[seen] < share * surface)
+    return result
