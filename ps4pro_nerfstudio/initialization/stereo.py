@@ -31,7 +31,7 @@ from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image
 Float32 = NDArray[np.float32]
 
 # Part of the name of what is kept: raise it when the same input gives other depths than before.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 1
 _WHAT = "depths of the photographs"
 _Depth = tuple[Float32, Float32 | None]
 """Depth [H, W], 0 where not known, and confidence; None for a photograph that was not matched."""
@@ -46,12 +46,8 @@ _SAME_DEPTH = 0.05
 """Relative difference up to which a known point is the same surface."""
 _MATCH_PX = 0.25
 """How precisely patches are matched, in pixels."""
-_BEST_DEGREES = 5.0
-"""Angle between two rays at which a photograph is best matched with another."""
-_TOLERANCE_DEGREES = (1.0, 10.0)
-"""How far from that an angle still is good: smaller ones, larger ones."""
-_POINTS_TO_RANK = 4000
-"""Known points that are looked at to choose the photographs to match with."""
+_WIDEST_DEGREES = 80.0
+"""Photographs that look in directions farther apart than this are not compared."""
 
 
 @dataclass
@@ -65,7 +61,7 @@ class StereoConfig:
     max_long_side: int = 480
     """Photographs are reduced to this long side, in pixels."""
     max_others: int = 3
-    """Each photograph is matched against this many of those that show the same."""
+    """Each photograph is matched against this many around it."""
     rounds: int = 2
     """Rounds of spreading and refinement, at each of two sizes."""
     max_cost: float = 0.5
@@ -195,7 +191,7 @@ def _found(
 ) -> list[_Depth]:
     """Depths of all photographs, where they agree with each other."""
     coarse = [_reduced(views, index, config.max_long_side // 2) for index in range(len(views))]
-    others = [_others(views, index, known, config) for index in range(len(views))]
+    others = [_others(views, index, config) for index in range(len(views))]
     depths: list[Float32 | None] = []
     costs: list[Float32] = []
     for index, view in enumerate(fine):
@@ -273,42 +269,17 @@ def _reduced(views: TrainViews, index: int, long_side: int) -> _View:
     return _View(np.ascontiguousarray(image), valid, views.camera_to_worlds[index], intrinsics)
 
 
-def _others(views: TrainViews, index: int, known: NDArray, config: StereoConfig) -> list[int]:
-    """The photographs to match one with, the best first.
-
-    A photograph is as good as the known points that both show, each by the angle between its two
-    rays: of some 5 degrees. Less leaves the depth uncertain, more changes what a patch looks like
-    (MVSNet, arXiv 1804.02505, section 4.1).
-    """
+def _others(views: TrainViews, index: int, config: StereoConfig) -> list[int]:
+    """The photographs around one: those that look in similar directions, the nearest first."""
     pose = views.camera_to_worlds[index]
-    # Some thousand points tell as much as all.
-    points = known[:: max(len(known) // _POINTS_TO_RANK, 1)]
-    points = points[_shows(points, views, index)]
     ranked = []
     for other in range(len(views)):
         there = views.camera_to_worlds[other]
+        cosine = float(pose[:3, 2] @ there[:3, 2])
         distance = float(np.linalg.norm(pose[:3, 3] - there[:3, 3]))
-        if other == index or distance == 0.0:
-            continue
-        degrees = _degrees_between(points[_shows(points, views, other)], pose, there)
-        tolerance = np.where(degrees < _BEST_DEGREES, *_TOLERANCE_DEGREES)
-        worth = float(np.exp(-0.5 * np.square((degrees - _BEST_DEGREES) / tolerance)).sum())
-        if worth > 0.0:
-            ranked.append((-worth, distance, other))
-    return [other for _, _, other in sorted(ranked)[: config.max_others]]
-
-
-def _shows(points: NDArray, views: TrainViews, index: int) -> NDArray[np.bool_]:
-    """Which points [P, 3] fall into a photograph."""
-    pixels, _ = project(points, views.camera_to_worlds[index], views.intrinsics[index])
-    return inside_image(pixels, views.sizes[index])
-
-
-def _degrees_between(points: NDArray, pose: Float64, other: Float64) -> Float64:
-    """Angle [P] between the rays of two cameras to points [P, 3], in degrees."""
-    first, second = points - pose[:3, 3], points - other[:3, 3]
-    lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
-    return np.degrees(np.arccos(np.clip(np.sum(first * second, axis=-1) / lengths, -1.0, 1.0)))
+        if other != index and distance > 0.0 and cosine > np.cos(np.radians(_WIDEST_DEGREES)):
+            ranked.append((distance, other))
+    return [other for _, other in sorted(ranked)[: config.max_others]]
 
 
 def _bounds(known: NDArray, view: _View) -> tuple[float, float] | None:
@@ -411,5 +382,10 @@ def _leads_back(
     with np.errstate(invalid="ignore"):
         close = np.linalg.norm(back - centres, axis=-1) <= config.max_error_px
         close &= np.abs(found / seen_at - 1.0) <= config.max_depth_difference
-    least_angle = np.degrees(_MATCH_PX / (view.intrinsics[0, 0] * config.max_uncertainty))
-    return inside & close & (_degrees_between(points, view.pose, other.pose) >= least_angle)
+    first = points - view.pose[:3, 3]
+    second = points - other.pose[:3, 3]
+    cosine = np.sum(first * second, axis=-1) / (
+        np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    )
+    least_angle = _MATCH_PX / (view.intrinsics[0, 0] * config.max_uncertainty)
+    return inside & close & (cosine <= np.cos(least_angle))
