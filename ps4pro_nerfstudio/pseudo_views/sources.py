@@ -346,20 +346,12 @@ class InterpolatedSource:
 
     def _frame(self, pair: Pair, target: TargetCamera, t: float) -> _Frame | Objection:
         """What two photographs show at a target camera, or why that is not known."""
+        plane = self._plane(pair, target)
+        if isinstance(plane, Objection):
+            return plane
+        depth, depth_source = plane
         a, b = self.photographs[pair.a], self.photographs[pair.b]
         config = self.config
-        objection = overlap_objection(
-            self._shown_points(pair.a), self._shown_points(pair.b), config.pairs
-        )
-        if objection is not None:
-            return objection
-        plane = self._plane_depth(pair, target)
-        if plane is None:
-            return Objection("depth unknown")
-        depth, depth_source = plane
-        objection = baseline_objection(a.camera_to_world, b.camera_to_world, depth, config.pairs)
-        if objection is not None:
-            return objection
         aligned: tuple[Aligned, Aligned] = (
             (align(a, target, depth), align(b, target, depth))
             if config.aligned
@@ -397,6 +389,21 @@ class InterpolatedSource:
         scene_depth = np.where(known, found.depth, 0.0).astype(np.float32)
         moved_px = float(np.median(found.moved_px[agreeing])) if agreeing.any() else np.nan
         return _Frame(image, confidence, agreeing, scene_depth, moved_px, depth, depth_source)
+
+    def _plane(self, pair: Pair, target: TargetCamera) -> tuple[float, str] | Objection:
+        """Depth to align two photographs at and where it comes from, or why they cannot be."""
+        a, b = self.photographs[pair.a], self.photographs[pair.b]
+        config = self.config.pairs
+        objection = overlap_objection(
+            self._shown_points(pair.a), self._shown_points(pair.b), config
+        )
+        if objection is not None:
+            return objection
+        plane = self._plane_depth(pair, target)
+        if plane is None:
+            return Objection("depth unknown")
+        objection = baseline_objection(a.camera_to_world, b.camera_to_world, plane[0], config)
+        return plane if objection is None else objection
 
     def _judged(
         self, found: Correspondence, interpolation: Interpolation, coarse: Float64, t: float
