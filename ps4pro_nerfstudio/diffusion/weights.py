@@ -95,15 +95,12 @@ def open_score_prior(
     device = torch.device(device)
     if choice == "off":
         return None
-    if choice not in ("auto", "stable-diffusion", "tiny-random") and not Path(choice).is_dir():
-        if _FUNCTION.fullmatch(choice):
-            return _call(choice, config, device, SCORE_FIELD)
-        raise InputError(
-            f"{SCORE_FIELD} {choice}: no such folder; known besides folders: off, auto, "
-            "stable-diffusion, module:function"
-        )
-    parts = DENOISERS[config.family]
-    fetch = FETCH if config.family == "sd-1.5" else f"{FETCH} --family {config.family}"
+    insisted = find_score_weights(choice, config)
+    if insisted is not None:
+        return _load_score(*insisted, config, device)
+    if choice not in ("auto", "tiny-random"):
+        return _call(choice, config, device, SCORE_FIELD)
+    parts, fetch = _denoisers(config)
     if absent := missing_packages():
         message = f"the score prior needs {', '.join(absent)}: {EXTRA}"
         if choice != "auto":
@@ -113,33 +110,78 @@ def open_score_prior(
     if choice == "tiny-random":
         warn("the score prior is tiny-random: random weights, for tests; it harms the result")
         return InpaintingScorePrior(tiny_parts(), config, device)
-    if choice in ("auto", "stable-diffusion"):
-        revisions = (config.inpainting_revision, config.text_revision)
-        found = [
-            find_cached(part, revision) for part, revision in zip(parts, revisions, strict=True)
-        ]
-        absent = tuple(part for part, place in zip(parts, found, strict=True) if place is None)
-        if absent and choice == "auto":
-            say(
-                f"training without a score prior: {_ids(absent)} not on this disk; "
-                f"`{fetch}` shows licences and sizes and fetches what is missing"
-            )
-            return None
-        if absent:
-            raise MissingPartError(
-                f"{SCORE_FIELD} stable-diffusion: {_ids(absent)} not on this disk; fetch with "
-                f"`{fetch}`, or give a folder with {SCORE_FIELD} FOLDER "
-                f"(the extra of {EXTRA} is installed)"
-            )
-        if choice == "auto" and device.type == "cpu":
-            warn(
-                "the score prior takes many seconds a step without a GPU; "
-                f"{SCORE_FIELD} off trains without it"
-            )
-        inpainting, text = (place for place in found if place is not None)
-    else:
-        inpainting, text = (find_in_folder(part, Path(choice), fetch) for part in parts)
+    inpainting, text = _cached(parts, config)
+    if inpainting is None or text is None:
+        say(
+            f"training without a score prior: {_absent(parts, inpainting, text)} not on this disk; "
+            f"`{fetch}` shows licences and sizes and fetches what is missing"
+        )
+        return None
+    if device.type == "cpu":
+        warn(
+            "the score prior takes many seconds a step without a GPU; "
+            f"{SCORE_FIELD} off trains without it"
+        )
     return _load_score(inpainting, text, config, device)
+
+
+def find_score_weights(choice: str, config: InpaintingScoreConfig) -> tuple[Found, Found] | None:
+    """Inpainting and text weights that the user insists on, so that their lack is known early.
+
+    Args:
+        choice: as for `open_score_prior`; choices that insist on no weights give None.
+        config: settings.
+
+    Raises:
+        MissingPartError: the weights, or the packages that read them, are not there.
+        InputError: an unknown choice; a folder without the weights.
+    """
+    is_folder = Path(choice).is_dir()
+    if choice in ("off", "auto", "tiny-random") or (
+        not is_folder and _FUNCTION.fullmatch(choice) is not None
+    ):
+        return None
+    if choice != "stable-diffusion" and not is_folder:
+        raise InputError(
+            f"{SCORE_FIELD} {choice}: no such folder; known besides folders: off, auto, "
+            "stable-diffusion, module:function"
+        )
+    parts, fetch = _denoisers(config)
+    if absent := missing_packages():
+        raise MissingPartError(
+            f"the score prior needs {', '.join(absent)}: {EXTRA}; weights: {_ids(parts)}"
+        )
+    if choice != "stable-diffusion":
+        inpainting, text = (find_in_folder(part, Path(choice), fetch) for part in parts)
+        return inpainting, text
+    inpainting, text = _cached(parts, config)
+    if inpainting is None or text is None:
+        raise MissingPartError(
+            f"{SCORE_FIELD} stable-diffusion: {_absent(parts, inpainting, text)} not on this disk; "
+            f"fetch with `{fetch}`, or give a folder with {SCORE_FIELD} FOLDER "
+            f"(the extra of {EXTRA} is installed)"
+        )
+    return inpainting, text
+
+
+def _denoisers(config: InpaintingScoreConfig) -> tuple[tuple[Part, Part], str]:
+    """The parts of a family, and the command that fetches them."""
+    fetch = FETCH if config.family == "sd-1.5" else f"{FETCH} --family {config.family}"
+    return DENOISERS[config.family], fetch
+
+
+def _cached(
+    parts: tuple[Part, Part], config: InpaintingScoreConfig
+) -> tuple[Found | None, Found | None]:
+    inpainting, text = parts
+    return (
+        find_cached(inpainting, config.inpainting_revision),
+        find_cached(text, config.text_revision),
+    )
+
+
+def _absent(parts: tuple[Part, Part], *found: Found | None) -> str:
+    return _ids(tuple(part for part, place in zip(parts, found, strict=True) if place is None))
 
 
 def open_depth_prior(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pipeline whose datamanager knows the model's depth network.
+"""A pipeline whose datamanager knows the model's depth network, and that misses weights early.
 
 Initial points are made before the model is, and where correspondences give none they stand at the
 depth that the network sees (initialisation chain of IPSM, arXiv 2412.02225).
@@ -8,11 +8,12 @@ depth that the network sees (initialisation chain of IPSM, arXiv 2412.02225).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanagerConfig
+from ps4pro_nerfstudio.diffusion.weights import find_score_weights
 from ps4pro_nerfstudio.models.ipsm import IPSMModelConfig
 
 
@@ -32,7 +33,16 @@ class IPSMPipeline(VanillaPipeline):
 
     config: IPSMPipelineConfig
 
-    def __init__(self, config: IPSMPipelineConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: IPSMPipelineConfig,
+        device: str,
+        test_mode: Literal["test", "val", "inference"] = "val",
+        **kwargs: Any,
+    ) -> None:
+        if test_mode == "val":
+            # Before photographs are matched for minutes: weights that a training cannot do without.
+            find_score_weights(config.model.diffusion, config.model.score)
         config.datamanager.depth = config.model.depth
         config.datamanager.depth_network = config.model.depth_network
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, device, test_mode, **kwargs)

@@ -15,6 +15,7 @@ import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.scripts.train import _set_random_seed
 
+from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanager
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
 from ps4pro_nerfstudio.methods import ipsm_gaussian
 from tests.conftest import write_capture
@@ -176,3 +177,12 @@ def test_weights_that_are_asked_for_but_absent_end_the_command(
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("ps4pro ")
     assert message in last
+
+
+def test_missing_weights_are_known_before_photographs_are_matched(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(UnseenViewDatamanager, "_augment", lambda _: pytest.fail("too late"))
+    with pytest.raises(SystemExit):
+        set_up(scene, str(tmp_path))
+    assert "inpainting/unet/config.json is missing" in capsys.readouterr().out
