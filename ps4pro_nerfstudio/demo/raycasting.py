@@ -313,7 +313,8 @@ def _shade(
         angle = 0.5 * math.atan2(2.0 * (a * c + b * d), a * a + b * b - c * c - d * d)
         least = max(table[surface, 4], 1.0)
         width = max(minor, major / max_taps, least)
-        num_taps = max(1, min(max_taps, math.ceil(major / width)))
+        # One look-up where the footprint is as wide as it is long, whatever its rounding was.
+        num_taps = max(1, min(max_taps, math.ceil(major / width - 1e-9)))
         level = min(math.log2(width), num_levels - 1.0)
         lower = min(int(level), num_levels - 2)
         share = level - lower
