@@ -203,7 +203,9 @@ def _pairs_to_match(camera_to_worlds: Float64, max_pairs: int) -> list[tuple[int
             order = np.argsort(np.where(possible[a], change[a], np.inf), kind="stable")
             order = order[: int(possible[a].sum())]
             ranks = np.linspace(0.0, 1.0, min(share, len(order))) ** 1.5 * (len(order) - 1)
-            chosen = order[np.unique(np.round(ranks).astype(np.int64))]
+            # Along a path the two nearest are about equally far: rounding must not choose one.
+            nearest = np.arange(min(2, len(order)))
+            chosen = order[np.union1d(nearest, np.round(ranks).astype(np.int64))]
             pairs |= {(min(a, b), max(a, b)) for b in chosen.tolist()}
     return sorted(pairs)
 

@@ -334,13 +334,15 @@ class PseudoViewStore:
 
     def _remove(self, entry: Path) -> None:
         """Take an entry away in one step, then delete it."""
+        grave: Path | None = None
         try:
             grave = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder))
             entry.replace(grave / "removed")
-        except OSError:
+        except OSError:  # among others, another run has taken it away
             shutil.rmtree(entry, ignore_errors=True)
-        else:
-            shutil.rmtree(grave, ignore_errors=True)
+        finally:
+            if grave is not None:
+                shutil.rmtree(grave, ignore_errors=True)
 
 
 def _encode(views: PseudoViewSet) -> dict[str, bytes]:
