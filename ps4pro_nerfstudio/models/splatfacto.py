@@ -7,6 +7,7 @@ one) and differs from it in:
   - the loss: pixels that are not valid enter neither L1 nor SSIM, and a pseudo view counts with its
     confidence and the weight lambda of the schedule;
   - densification looks at real views only;
+  - opacities fade, the more the fewer photographs there are;
   - checkpoints: complete (strategy state included), strict, and resumed in place.
 """
 
@@ -76,6 +77,10 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     """Network of the LPIPS metric, alex or vgg."""
     allow_partial_load: bool = False
     """Load a checkpoint whose parameters do not match; what is missing keeps its initial value."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fading < 1.0:
+            raise ValueError(f"fading must lie in [0, 1), got {self.fading}")
 
 
 class PS4PROSplatfactoModel(SplatfactoModel):

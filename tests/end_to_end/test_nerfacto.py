@@ -74,7 +74,7 @@ def test_p10_resume_continues_bit_exactly(trained: NerfactoRun):
             assert value == resumed["pipeline"][key], key
 
 
-def test_the_viewer_shows_the_views_and_changes_nothing(trained: NerfactoRun):
+def test_a_viewer_changes_nothing(trained: NerfactoRun):
     arguments = list(TRAIN)
     arguments[arguments.index("tensorboard")] = "viewer+tensorboard"
     output = succeed(

@@ -240,6 +240,12 @@ def test_fading_ends_as_captures_get_denser(num_views, fading, kept):
     torch.testing.assert_close(model.gauss_params["opacities"].sigmoid(), kept * before)
 
 
+@pytest.mark.parametrize("fading", [-0.1, 1.0, math.nan])
+def test_fading_is_a_share(fading):
+    with pytest.raises(ValueError, match="fading must lie in"):
+        PS4PROSplatfactoModelConfig(fading=fading)
+
+
 def test_p16_a_pseudo_view_leaves_per_image_parameters_alone():
     """With camera optimisation on, a pseudo view renders from its own pose and corrects none."""
     model = _model(camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras
 
+from ps4pro_nerfstudio.methods import ps4pro_nerfacto_small
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule, PseudoViewScheduleConfig
 from ps4pro_nerfstudio.viewer import views_panel
@@ -271,3 +273,20 @@ def test_without_pseudo_views_only_real_ones_are_offered(server, viewer, manager
     assert not {"Pseudo cameras", "Peak λ"} & set(server.elements)
     server.elements["Real cameras"].act(False)
     assert not server.nodes[REAL[0]].visible
+
+
+def test_a_radiance_fields_views_are_shown_like_those_of_splats(server, viewer, capture):
+    config: Any = copy.deepcopy(ps4pro_nerfacto_small.config.pipeline.datamanager)
+    config.data = capture()
+    config.pseudo_views.interpolator = "optical-flow"
+    manager = config.setup(device="cpu", test_mode="val")
+    viewer.camera_handles = dict.fromkeys(range(len(manager.train_dataset)))
+    panel = ViewsPanel(viewer, manager)
+    assert len(manager.pseudo_views) > 0
+    assert server.nodes[REAL[0]].color == REAL_COLOUR
+    assert server.nodes[PSEUDO].color == PSEUDO_COLOUR
+    panel.after_step(7, {ViewKey(False, 0): (torch.tensor(0.2), 1.0)})
+    server.nodes[REAL[0]].act()
+    said = server.everything_said()
+    assert "last loss 0.2000, step 7" in said
+    assert said.count("data:image/jpeg;base64,") == 1
