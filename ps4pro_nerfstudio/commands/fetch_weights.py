@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ps4pro_nerfstudio.caches import can_write
-from ps4pro_nerfstudio.diffusion.catalogue import DENOISERS, DEPTH, Part, Variant
+from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, DENOISERS, DEPTH, Part, Variant
 from ps4pro_nerfstudio.diffusion.libraries import EXTRA, missing_packages, take
 from ps4pro_nerfstudio.messages import InputError, MissingPartError, say
 
@@ -34,15 +34,20 @@ class FetchWeights:
     """Which Stable Diffusion judges unseen views; the paper uses 1.5."""
     depth: Literal["depth-anything", "dpt-hybrid"] = "depth-anything"
     """Which network sees depth in single photographs; the paper uses dpt-hybrid."""
-    parts: tuple[Literal["inpainting", "text", "depth"], ...] = ("inpainting", "text", "depth")
-    """Which parts to fetch; `--parts depth` leaves out the large ones."""
+    parts: tuple[Literal["inpainting", "text", "depth", "caption"], ...] = (
+        "inpainting",
+        "text",
+        "depth",
+    )
+    """Which parts to fetch; `--parts depth` leaves out the large ones. `caption` describes the
+    first photograph, for trainings without a prompt."""
     variant: Variant = "fp16"
     """Half-precision weights, or full ones where they are published: twice as large."""
     revision: str = "main"
     """Branch, tag or commit id of the repositories; give --parts as well for a commit id."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to write instead of the Hugging Face cache, for --pipeline.model.diffusion FOLDER and
-    --pipeline.model.depth FOLDER; it gets the sub-folders inpainting, text and depth."""
+    --pipeline.model.depth FOLDER; it gets a sub-folder for each part."""
     yes: bool = False
     """Do not ask: I have read the licences."""
 
@@ -54,11 +59,10 @@ class FetchWeights:
                 without the expected files.
             MissingPartError: huggingface_hub is not installed.
         """
-        chosen = [
-            part for part in (*DENOISERS[self.family], DEPTH[self.depth]) if part.role in self.parts
-        ]
+        known = (*DENOISERS[self.family], DEPTH[self.depth], CAPTION)
+        chosen = [part for part in known if part.role in self.parts]
         if not chosen:
-            raise InputError("--parts is empty; name inpainting, text or depth")
+            raise InputError("--parts is empty; name inpainting, text, depth or caption")
         if self.output is not None and self.output.exists() and not self.output.is_dir():
             raise InputError(f"{self.output} is a file; name a folder")
         if missing_packages("huggingface_hub"):

@@ -368,8 +368,10 @@ def _with_filled_points(
     filled = filled_points(_train_views(views), points, config.filled_points, inverse_depths)
     if len(filled) == 0:
         return points
-    how = "interpolated depth" if inverse_depths is None else "the depth network's depth"
-    say(f"{len(filled):,} coarse points more at {how}, where correspondences gave none")
+    where = "on the planes or at the depth around them"
+    if inverse_depths is not None:
+        where = "at the depth network's depth"
+    say(f"{len(filled):,} coarse points more {where}, where correspondences gave none")
     return shuffled(points, filled, config.dense_points.seed)
 
 

@@ -2,7 +2,7 @@
 """Weights that the priors use: where they are published, under which licence, and how large.
 
 None of them is shipped. Each part is a repository on the Hugging Face hub, or a folder of the same
-layout: that of diffusers for the denoisers, that of transformers for depth.
+layout: that of diffusers for the denoisers, that of transformers for depth and captions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Role = Literal["inpainting", "text", "depth"]
+Role = Literal["inpainting", "text", "depth", "caption"]
 """Which part it is; also the sub-folder that holds it in a local folder."""
 
 Variant = Literal["fp16", "full"]
@@ -156,8 +156,24 @@ DEPTH: dict[str, Part] = {
 }
 """Depth weights, in the order in which they are looked for."""
 
+CAPTION = Part(
+    "caption",
+    "Salesforce/blip-image-captioning-base",
+    "BSD-3-Clause",
+    (Network("", "model"),),
+    {"full": 990},
+    (
+        "preprocessor_config.json|processor_config.json",
+        "tokenizer.json|vocab.txt",
+        "tokenizer_config.json",
+    ),
+    ("special_tokens_map.json",),
+)
+"""Weights that describe a photograph, for those who do not want to."""
+
 
 def licences(name: str) -> dict[str, str]:
     """Licences of the published parts that the name of a prior mentions, by hub id."""
     parts = [part for pair in DENOISERS.values() for part in pair] + list(DEPTH.values())
+    parts.append(CAPTION)
     return {part.hub_id: part.licence for part in parts if f"{part.hub_id}@" in name}

@@ -63,8 +63,10 @@ class InpaintingScoreConfig:
     vae_encodes: Literal[1, 2] = 1
     """Encodings of the render: 1, shared; 2, one per term, as the released code does. The UNets
     see the first one."""
-    prompt: str = "a photography of a scene, realistic, 8k"
-    """What the scene shows, in one sentence: y."""
+    prompt: str = ""
+    """What the scene shows, in one sentence: y. Empty: what BLIP says of the first photograph where
+    its weights are on this machine (`ps4pro fetch-weights ipsm --parts caption`), else "a
+    photography of a scene, realistic, 8k"."""
     negative_prompt: str = ""
     """Text of the unconditional branch; the paper's results use none."""
     loss_scale: float = 64.0

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ps4pro_nerfstudio.diffusion.captions import GENERIC_PROMPT
 from ps4pro_nerfstudio.diffusion.catalogue import Network
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, resolve_dtype
 from ps4pro_nerfstudio.diffusion.libraries import take
@@ -136,7 +137,7 @@ def _encode_prompt(folder: Path, config: InpaintingScoreConfig, device: torch.de
         )
     encoder.float().to(device).eval()
     tokens = tokenizer(
-        [config.negative_prompt, config.prompt],
+        [config.negative_prompt, config.prompt or GENERIC_PROMPT],
         padding="max_length",
         max_length=encoder.config.max_position_embeddings,
         truncation=True,

@@ -2,21 +2,25 @@
 """Finds weights on this disk and opens the prior that the user chose; never downloads.
 
 A local folder has the sub-folders `inpainting` and `text`, each in the layout of diffusers, and
-`depth` in the layout of transformers: what `ps4pro fetch-weights ipsm --output FOLDER` writes. Only
-safetensors files are read.
+`depth` and `caption` in the layout of transformers: what `ps4pro fetch-weights ipsm --output
+FOLDER` writes. Only safetensors files are read.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ps4pro_nerfstudio.diffusion.catalogue import DENOISERS, DEPTH, Part
+from ps4pro_nerfstudio.diffusion.captions import GENERIC_PROMPT, write_prompt
+from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, DENOISERS, DEPTH, Part
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, InpaintingScorePrior
 from ps4pro_nerfstudio.diffusion.libraries import EXTRA, missing_packages, take
 from ps4pro_nerfstudio.diffusion.loading import load_parts
@@ -76,8 +80,15 @@ def find_in_folder(part: Part, folder: Path, fetch: str) -> Found:
     return Found(place, str(place))
 
 
+Photograph = Callable[[], NDArray[np.uint8]]
+"""Gives a photograph [H, W, 3] of the scene."""
+
+
 def open_score_prior(
-    choice: str, config: InpaintingScoreConfig, device: torch.device | str
+    choice: str,
+    config: InpaintingScoreConfig,
+    device: torch.device | str,
+    photograph: Photograph | None = None,
 ) -> ScorePrior | None:
     """The score prior that the user chose; says in one line what it is, or why there is none.
 
@@ -85,8 +96,10 @@ def open_score_prior(
         choice: `off`; `auto`, weights that are already on this disk;
             `stable-diffusion`; a local folder; `tiny-random`, for tests; or `module:function`,
             called with `config` and `device` to make any other `ScorePrior`.
-        config: settings; kept by reference, so that they can be changed while training runs.
+        config: settings; kept by reference, so that they can be changed while training runs. An
+            empty prompt is replaced by the one that is used.
         device: where to compute.
+        photograph: asked for a picture to describe where the prompt is empty.
 
     Raises:
         MissingPartError: an explicit choice whose weights or packages are not there.
@@ -97,7 +110,7 @@ def open_score_prior(
         return None
     insisted = find_score_weights(choice, config)
     if insisted is not None:
-        return _load_score(*insisted, config, device)
+        return _load_score(*insisted, config, device, photograph)
     if choice not in ("auto", "tiny-random"):
         return _call(choice, config, device, SCORE_FIELD)
     parts, fetch = _denoisers(config)
@@ -122,7 +135,7 @@ def open_score_prior(
             "the score prior takes many seconds a step without a GPU; "
             f"{SCORE_FIELD} off trains without it"
         )
-    return _load_score(inpainting, text, config, device)
+    return _load_score(inpainting, text, config, device, photograph)
 
 
 def find_score_weights(choice: str, config: InpaintingScoreConfig) -> tuple[Found, Found] | None:
@@ -248,13 +261,35 @@ def open_depth_prior(
 
 
 def _load_score(
-    inpainting: Found, text: Found, config: InpaintingScoreConfig, device: torch.device
+    inpainting: Found,
+    text: Found,
+    config: InpaintingScoreConfig,
+    device: torch.device,
+    photograph: Photograph | None,
 ) -> ScorePrior:
     name = f"{inpainting.name} + {text.name}"
+    if not config.prompt:
+        config.prompt = _prompt(inpainting.folder.parent, device, photograph)
     parts = load_parts(inpainting.folder, text.folder, name, config, device)
     prior = InpaintingScorePrior(parts, config, device)
     say(f"score prior: {name}")
     return prior
+
+
+def _prompt(folder: Path, device: torch.device, photograph: Photograph | None) -> str:
+    """A prompt for who gave none; says in one line what it is and where it comes from."""
+    describe = "--pipeline.model.score.prompt"
+    beside = folder / CAPTION.role
+    found = find_cached(CAPTION) if CAPTION.missing(beside) else Found(beside, str(beside))
+    if photograph is None or found is None:
+        say(
+            f'prompt: "{GENERIC_PROMPT}"; describe the scene with {describe}, or let '
+            f"{CAPTION.hub_id} do it: `{FETCH} --parts caption`"
+        )
+        return GENERIC_PROMPT
+    prompt = write_prompt(found.folder, photograph(), device)
+    say(f'prompt: "{prompt}", by {found.name} of the first photograph; {describe} changes it')
+    return prompt
 
 
 def _load_depth(found: Found, config: MonocularDepthConfig, device: torch.device) -> DepthPrior:

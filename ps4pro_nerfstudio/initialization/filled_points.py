@@ -3,11 +3,11 @@
 
 Correspondences leave out smooth walls, skies and what one photograph alone shows. A splat that has
 no Gaussians there stretches others across them, and these then stand in the way of other views. A
-coarse point for each blank spot, at the depth of its surroundings, prevents that: training moves it
-or removes it, where a guessed depth in the loss would hold it. With the inverse depths of a
-monocular network the guess is theirs, fitted to the known points of the photograph by least squares
-(initialisation chain of IPSM, arXiv 2412.02225). Photographs are filled one after the other, so
-that a wall which ten of them show is filled once.
+coarse point for each blank spot, on the plane of its surroundings or at their depth, prevents that:
+training moves it or removes it, where a guessed depth in the loss would hold it. With the inverse
+depths of a monocular network the guess is theirs, fitted to the known points of the photograph by
+least squares (initialisation chain of IPSM, arXiv 2412.02225). Photographs are filled one after the
+other, so that a wall which ten of them show is filled once.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ from scipy.spatial import KDTree
 
 from ps4pro_nerfstudio.geometry.cameras import Float64, back_project, project
 from ps4pro_nerfstudio.initialization.dense_points import PointCloud
+from ps4pro_nerfstudio.initialization.image_planes import find_planes
 from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image
 
 _NEIGHBOURS = 8
 """Known points that a guess is interpolated from."""
+_FOLLOWED = 2.0
+"""A plane is followed up to this many times the depth of the farthest known point,"""
+_NEARER = 1.5
+"""and down to the depth of the nearest over this."""
 _LEAST_KNOWN = 20
 """A photograph that shows fewer known points than this is left as it is."""
 _SAME_SURFACE = 1.2
@@ -88,7 +93,7 @@ def filled_points(
         known: points of the scene, in the world of the poses.
         config: how coarse, and what speaks against a guess.
         inverse_depths: N maps [H, W] of a network, of any scale and shift; without them the inverse
-            depth is interpolated between known points.
+            depth is that of the planes which the known points around a spot lie on.
 
     Returns:
         The new points alone; none where too little is known.
@@ -164,9 +169,9 @@ def _guess(spots: Float64, known: _Known, inverse_depth: NDArray | None) -> Floa
         return None
     nearest, farthest = float(known.depth.min()), float(known.depth.max())
     if inverse_depth is None:
-        distance, neighbour = KDTree(known.pixels).query(spots, k=_NEIGHBOURS)
-        weight = 1.0 / np.square(np.asarray(distance))
-        inverse = (weight / known.depth[neighbour]).sum(axis=1) / weight.sum(axis=1)
+        inverse = _of_surroundings(spots, known)
+        farthest *= _FOLLOWED
+        nearest /= _NEARER
     else:
         column, row = np.floor(known.pixels).astype(np.int64).T
         network = inverse_depth[row, column].astype(np.float64)
@@ -178,6 +183,29 @@ def _guess(spots: Float64, known: _Known, inverse_depth: NDArray | None) -> Floa
         farthest *= 4.0
         nearest /= 2.0
     return 1.0 / np.clip(inverse, 1.0 / farthest, 1.0 / nearest)
+
+
+def _of_surroundings(spots: Float64, known: _Known) -> Float64:
+    """Inverse depth [S] of spots [S, 2]: weighted median of what the nearest known points say.
+
+    A point says what its plane has at the spot, or its own inverse depth where it lies in none. The
+    median takes one side where two surfaces meet: their mean would be in neither.
+    """
+    inverse = 1.0 / known.depth
+    planes = find_planes(known.pixels, inverse)
+    distance, neighbour = KDTree(known.pixels).query(spots, k=_NEIGHBOURS)
+    # The last column stands for the points in no plane.
+    extended = np.column_stack([planes.inverse_depth(spots), np.full(len(spots), np.nan)])
+    said = np.take_along_axis(extended, planes.plane[neighbour], axis=1)
+    own = inverse[neighbour]
+    # Followed too far, it reaches the horizon, or the camera.
+    usable = (said >= inverse.min() / _FOLLOWED) & (said <= inverse.max() * _NEARER)
+    said = np.where(usable, said, own)
+    order = np.argsort(said, axis=1)
+    weight = np.take_along_axis(1.0 / np.square(np.asarray(distance)), order, axis=1)
+    reached = np.cumsum(weight, axis=1) >= weight.sum(axis=1, keepdims=True) / 2.0
+    middle = order[np.arange(len(order)), reached.argmax(axis=1)]
+    return said[np.arange(len(said)), middle]
 
 
 def _contradicts(

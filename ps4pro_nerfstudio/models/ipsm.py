@@ -196,7 +196,12 @@ class IPSMModel(PS4PROSplatfactoModel):
         if manager is not None:
             strategy.extent = capture_extent(manager.train_dataset.cameras)
         self._priors = {
-            "score": open_score_prior(config.diffusion, config.score, self.device),
+            "score": open_score_prior(
+                config.diffusion,
+                config.score,
+                self.device,
+                None if manager is None else lambda: manager.photograph(0),
+            ),
             # The datamanager's own: a network is in memory once.
             "depth": getattr(manager, "depth_prior", None),
         }

@@ -94,6 +94,19 @@ def test_a_guess_lies_between_the_depths_around_it() -> None:
     assert depth[pixels[:, 0] > 100].mean() > 4.5
 
 
+def test_the_rest_of_a_slanted_wall_lies_on_its_plane() -> None:
+    """Known on the left third alone; a mean of known depths would put the rest at theirs."""
+    views = wall_views((0.0,))
+    x, y = np.meshgrid(np.arange(0.0, WIDTH, 3.0), np.arange(0.0, HEIGHT, 3.0))
+    pixels = np.stack([x.ravel(), y.ravel()], axis=1)
+    depth = 1.0 / (0.2 + 5e-4 * pixels[:, 0])
+    xyz = back_project(pixels, depth, views.camera_to_worlds[0], views.intrinsics[0])
+    filled = filled_points(views, cloud(xyz[pixels[:, 0] < WIDTH / 3]), CONFIG)
+    spots, guessed = seen(filled, views, 0)
+    assert len(filled) > 700
+    np.testing.assert_allclose(guessed, 1.0 / (0.2 + 5e-4 * spots[:, 0]), rtol=1e-4)
+
+
 def test_a_guess_that_would_hide_known_points_is_dropped() -> None:
     """What the right camera knows to stand at depth 8 is not covered by guesses of the left one."""
     views = wall_views((-1.0, 1.0))
