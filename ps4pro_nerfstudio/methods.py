@@ -232,6 +232,7 @@ ipsm_gaussian_dtu = MethodSpecification(
             unseen_depth_weight=0.05,
             geo_weight=0.2,
             background_prior=True,
+            metrics_on_white=True,
             background_color="black",
             reset_opacity=0.05,
             schedule=IPSMScheduleConfig(reset_at=tuple(range(2001, 10_000, 1000))),

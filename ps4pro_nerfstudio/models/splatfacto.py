@@ -75,6 +75,9 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     0 is plain splatfacto."""
     lpips_net: str = "alex"
     """Network of the LPIPS metric, alex or vgg."""
+    metrics_on_white: bool = False
+    """SSIM and LPIPS see what a mask leaves out as white in both pictures, as published tables of
+    DTU do; otherwise neither sees it. PSNR is that of the pixels inside the mask either way."""
     allow_partial_load: bool = False
     """Load a checkpoint whose parameters do not match; what is missing keeps its initial value."""
 
@@ -420,10 +423,13 @@ class PS4PROSplatfactoModel(SplatfactoModel):
     def _image_metrics(
         self, prediction: Tensor, target: Tensor, valid: Tensor | None
     ) -> dict[str, float]:
-        metrics = {
-            "psnr": float(psnr(prediction, target, valid)),
-            "ssim": float(ssim(prediction, target, valid)),
-        }
+        metrics = {"psnr": float(psnr(prediction, target, valid))}
+        if self.config.metrics_on_white and valid is not None:
+            prediction, target = (
+                torch.where(valid[..., None], picture, 1.0) for picture in (prediction, target)
+            )
+            valid = None
+        metrics["ssim"] = float(ssim(prediction, target, valid))
         perceptual = self.lpips(prediction, target, valid)
         if perceptual is not None:
             metrics["lpips"] = float(perceptual)

@@ -16,6 +16,7 @@ from nerfstudio.engine.optimizers import Optimizers
 
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ps4pro_splatfacto
+from ps4pro_nerfstudio.metrics import ssim
 from ps4pro_nerfstudio.models.splatfacto import (
     PS4PROSplatfactoModel,
     PS4PROSplatfactoModelConfig,
@@ -141,6 +142,28 @@ def test_border_pixels_enter_no_metric():
     unmasked, _ = model.get_image_metrics_and_images(outputs, {"image": broken})
     assert masked["psnr"] == pytest.approx(whole["psnr"], abs=2.0)
     assert unmasked["psnr"] < whole["psnr"] - 3
+
+
+def test_metrics_on_white_count_the_outside_of_a_mask_as_equal():
+    """PSNR stays that of the inside; SSIM gains the windows outside, which are white in both."""
+    mask = torch.ones(HEIGHT, WIDTH, 1, dtype=torch.bool)
+    mask[:, : WIDTH // 2] = False
+    inside, on_white = (_model(metrics_on_white=white).eval() for white in (False, True))
+    with torch.no_grad():
+        outputs = inside.get_outputs(_camera())
+    truth = torch.where(mask, (outputs["rgb"] + 0.1 * _photo()).clamp(0, 1), 0.0)
+    batch = {"image": truth, "mask": mask}
+    measured, _ = inside.get_image_metrics_and_images(outputs, batch)
+    white, _ = on_white.get_image_metrics_and_images(outputs, batch)
+    assert white["psnr"] == measured["psnr"]
+    pictures = [torch.where(mask, picture, 1.0) for picture in (outputs["rgb"], truth)]
+    assert white["ssim"] == pytest.approx(float(ssim(*pictures)), abs=1e-6)
+    assert white["ssim"] > measured["ssim"]
+    unmasked = {"image": truth.clamp(0.1, 0.9)}
+    whole = [
+        model.get_image_metrics_and_images(outputs, unmasked)[0] for model in (inside, on_white)
+    ]
+    assert whole[0] == whole[1]
 
 
 def test_a_pseudo_view_counts_with_its_weight():
