@@ -17,6 +17,7 @@ from ps4pro_nerfstudio.commands.loading import CaptureFrame
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 from tests.conftest import write_capture
+from tests.dataparsers.test_sparse_views import WRITERS, wall_poses
 
 TEST = ["images/000.png", "images/008.png"]
 
@@ -188,3 +189,28 @@ def test_a_failure_leaves_the_former_dataset_and_nothing_else(
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert not (output / "former").exists()
     assert (output / "transforms.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["colmap", "llff"])
+def test_captures_of_other_formats_keep_their_poses(kind: str, tmp_path: Path) -> None:
+    """Both writers take photographs of a wall from the same twelve places."""
+    data, new = tmp_path / "capture", tmp_path / "new"
+    data.mkdir()
+    WRITERS[kind](data)
+    Augment(data=data, output=new, interpolator="optical-flow").run()
+    meta = _transforms(new)
+    frames = {frame["file_path"]: np.array(frame["transform_matrix"]) for frame in meta["frames"]}
+    files = sorted((data / "images").iterdir(), key=_number)
+    for file, pose in zip(files, wall_poses(), strict=True):
+        np.testing.assert_allclose(frames[f"images/{file.name}"], pose, atol=1e-5)
+        assert (new / "images" / file.name).read_bytes() == file.read_bytes()
+    pseudo = [frame for frame in meta["frames"] if "pseudo_view" in frame]
+    assert len(pseudo) >= 5
+    held_out = [files[index].name for index in (0, 8)]
+    assert [Path(name).name for name in meta["test_filenames"]] == held_out
+    outputs = NerfstudioDataParserConfig(data=new).setup().get_dataparser_outputs("train")
+    assert len(outputs.image_filenames) == 10 + len(pseudo)
+
+
+def _number(file: Path) -> int:
+    return int("".join(filter(str.isdigit, file.stem)))

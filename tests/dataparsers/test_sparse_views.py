@@ -29,7 +29,8 @@ COUNT, WIDTH, HEIGHT, FOCAL = 12, 64, 48, 57.6
 TEST = [0, 8]  # of twelve photos
 
 
-def _poses(count: int = COUNT) -> list[np.ndarray]:
+def wall_poses(count: int = COUNT) -> list[np.ndarray]:
+    """Cameras on an arc before the wall, camera to world in OpenGL axes."""
     angles = np.linspace(-0.25, 0.25, count)
     return [look_at(np.array([2 * np.sin(a), 2 * np.cos(a), 0.1]), np.zeros(3)) for a in angles]
 
@@ -44,13 +45,12 @@ def write_colmap(
     and 8 only.
     """
     names = names or [f"photo{index}.png" for index in range(COUNT)]
-    poses = _poses(len(names))
     model = folder / place
     model.mkdir(parents=True)
     tracks = {p: {p, p + 1, p + 2} for p in range(len(names) - 2)}
     tracks[len(tracks)] = set(TEST)
     lines = []
-    for view, (name, pose) in enumerate(zip(names, poses, strict=True)):
+    for view, (name, pose) in enumerate(zip(names, wall_poses(len(names)), strict=True)):
         file = folder / "images" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(wall_image(pose, FOCAL, WIDTH, HEIGHT)).save(file)
@@ -85,7 +85,7 @@ def write_blender(folder: Path, train: int = 10, test: int = 4) -> None:
     for split, count in (("train", train), ("test", test)):
         frames = []
         (folder / split).mkdir(parents=True)
-        for index, pose in enumerate(_poses(count)):
+        for index, pose in enumerate(wall_poses(count)):
             pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
             Image.fromarray(pixels).save(folder / split / f"r_{index}.png")
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": pose.tolist()})
@@ -97,7 +97,7 @@ def write_blender(folder: Path, train: int = 10, test: int = 4) -> None:
 def write_llff_wall(folder: Path) -> None:
     (folder / "images").mkdir(parents=True)
     rows = []
-    for index, pose in enumerate(_poses()):
+    for index, pose in enumerate(wall_poses()):
         right, up, back, centre = pose[:3].T
         matrix = np.stack([-up, right, back, centre, [HEIGHT, WIDTH, FOCAL]], axis=1)
         rows.append([*matrix.ravel(), 1.0, 4.0])
@@ -162,7 +162,7 @@ def test_cameras_stay_with_their_photographs(tmp_path, kind):
         for path, pose in zip(outputs.image_filenames, poses.numpy(), strict=True):
             if kind == "blender":
                 number = int(path.stem.removeprefix("r_"))
-                truth = _poses(10 if split == "train" else 4)[number]
+                truth = wall_poses(10 if split == "train" else 4)[number]
                 np.testing.assert_allclose(pose, truth[:3], atol=1e-4)
             else:
                 seen = wall_image(pose, FOCAL, WIDTH, HEIGHT).astype(int)
@@ -275,7 +275,7 @@ def test_photos_of_one_name_in_two_folders(tmp_path):
         "train": ["images/left/1.png", "images/right/1.png"],
         "test": ["images/left/0.png"],
     }
-    expected = _poses()
+    expected = wall_poses()
     poses = outputs.transform_poses_to_original_space(
         outputs.cameras.camera_to_worlds.clone(), camera_convention="opengl"
     )
