@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import os
 import tempfile
 import zipfile
@@ -75,12 +76,15 @@ def keep(path: Path | None, what: str, arrays: Mapping[str, NDArray]) -> None:
     """Write a file, complete or not at all."""
     if path is None:
         return
+    # In memory first: a zip file whose stream fails complains again when it is collected.
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
     partial: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+            stream.write(content.getbuffer())
         os.replace(partial, path)
         partial = None
     except OSError as error:
