@@ -3,16 +3,19 @@
 
 One .npz file for each result, named by the SHA-256 of the images, the masks, the cameras and the
 options that decide it. It is written under another name and renamed, so that a file is complete or
-absent; a damaged one is made anew, and a folder that refuses it costs the next run time only.
+absent; a damaged one is made anew, and a folder that refuses it costs the next run time only. Of a
+folder that grows too large, what was unused for longest goes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import os
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +28,12 @@ from ps4pro_nerfstudio.initialization.views import TrainViews
 from ps4pro_nerfstudio.messages import warn
 
 Result = TypeVar("Result")
+
+_MAX_BYTES = 2 * 1024**3
+"""Largest size of a folder of results."""
+_WRITING = ".writing-"
+"""Name of a file that is being written, or that a killed run left."""
+_ABANDONED_AFTER_SECONDS = 3600.0
 
 
 def kept_file(
@@ -66,7 +75,10 @@ def load_kept(
         if not path.exists():
             return None
         with np.load(path, allow_pickle=False) as stored:
-            return read(stored)
+            result = read(stored)
+        with contextlib.suppress(OSError):  # a folder that cannot be written is still read
+            os.utime(path)
+        return result
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         warn(f"the cached {what} {path} are damaged ({error}); making them anew")
         return None
@@ -82,7 +94,8 @@ def keep(path: Path | None, what: str, arrays: Mapping[str, NDArray]) -> None:
     partial: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=path.parent)
+        _make_room(path.parent, content.getbuffer().nbytes)
+        handle, partial = tempfile.mkstemp(prefix=_WRITING, suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             stream.write(content.getbuffer())
         os.replace(partial, path)
@@ -92,3 +105,22 @@ def keep(path: Path | None, what: str, arrays: Mapping[str, NDArray]) -> None:
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, num_bytes: int) -> None:
+    """Remove what killed runs left, then what was unused for longest until `num_bytes` fit."""
+    now = time.time()
+    kept: list[tuple[float, int, Path]] = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another run removed it in between
+            status = file.stat()
+            if not file.name.startswith(_WRITING):
+                kept.append((status.st_mtime, status.st_size, file))
+            elif now - status.st_mtime > _ABANDONED_AFTER_SECONDS:
+                file.unlink()
+    used = sum(size for _, size, _ in kept)
+    for _, size, file in sorted(kept):
+        if used + num_bytes <= _MAX_BYTES:
+            break
+        file.unlink(missing_ok=True)
+        used -= size

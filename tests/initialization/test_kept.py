@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,3 +70,27 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, warned: list[str]) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     assert load_kept(file, "depths", dict) is None
     assert len(warned) == 1
+
+
+def test_what_was_unused_for_longest_makes_room(
+    tmp_path: Path, warned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three files of 0.8 MB fit into 2.5 MB, a fourth does not; the first one was just read."""
+    monkeypatch.setattr(kept, "_MAX_BYTES", 2_500_000)
+    files = [tmp_path / f"{index}.npz" for index in range(4)]
+    for age, file in zip((30, 20, 10), files, strict=False):
+        keep(file, "depths", ARRAYS)
+        os.utime(file, (time.time() - age, time.time() - age))
+    assert load_kept(files[0], "depths", dict) is not None
+    keep(files[3], "depths", ARRAYS)
+    assert sorted(tmp_path.iterdir()) == [files[0], files[2], files[3]]
+    assert warned == []
+
+
+def test_only_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
+    left, busy = tmp_path / ".writing-a.tmp", tmp_path / ".writing-b.tmp"
+    for file, age in ((left, 7200), (busy, 5)):
+        file.write_bytes(b"half")
+        os.utime(file, (time.time() - age, time.time() - age))
+    keep(tmp_path / "kept.npz", "depths", ARRAYS)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [busy.name, "kept.npz"]

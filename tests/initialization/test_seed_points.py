@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 
@@ -191,15 +192,15 @@ def test_an_unusable_cache_folder_costs_one_warning(scene, said, warned, tmp_pat
     assert "going on without" in warned[0]
 
 
-def test_a_full_disk_leaves_nothing_half_written(scene, said, warned, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        args[0].write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(kept.np, "savez", full)
-    points = seed_points(
-        **scene.arguments, config=SeedPointsConfig(min_points=20), cache_folder=tmp_path
-    )
+def test_a_full_disk_leaves_nothing_half_written(scene, said, warned, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        points = seed_points(
+            **scene.arguments, config=SeedPointsConfig(min_points=20), cache_folder=tmp_path
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(points) > 20
     assert len(warned) == 1
     assert list(tmp_path.iterdir()) == []
