@@ -50,6 +50,7 @@ def find_planes(pixels: Float64, inverse_depth: Float64, seed: int = 0) -> Image
     """
     from sklearn.linear_model import LinearRegression, RANSACRegressor
 
+    design = np.column_stack([pixels, np.ones(len(pixels))])
     plane = np.full(len(pixels), -1)
     least = max(_LEAST_SHARE * len(pixels), 3)
     coefficients: list[Float64] = []
@@ -64,7 +65,7 @@ def find_planes(pixels: Float64, inverse_depth: Float64, seed: int = 0) -> Image
             min_samples=3,
             residual_threshold=_TOLERANCE,
             max_trials=_TRIALS,
-            loss=lambda true, predicted: np.abs(predicted - true) / true,
+            loss=lambda true, predicted: np.abs(predicted - true) / true,  # pyright: ignore
             random_state=seed,
         )
         try:
@@ -75,6 +76,7 @@ def find_planes(pixels: Float64, inverse_depth: Float64, seed: int = 0) -> Image
         near = difference < _TOLERANCE * inverse_depth[left]
         if np.count_nonzero(near) < least:
             break
-        plane[left[near]] = index
-        coefficients.append(np.append(ransac.estimator_.coef_, ransac.estimator_.intercept_))
+        chosen = left[near]
+        plane[chosen] = index
+        coefficients.append(np.linalg.lstsq(design[chosen], inverse_depth[chosen], rcond=None)[0])
     return ImagePlanes(np.array(coefficients).reshape(-1, 3), plane)

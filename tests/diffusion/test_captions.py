@@ -68,9 +68,9 @@ def photograph() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
 
 
-def prompt_of(folder: Path, photograph: np.ndarray | None, **changes: str) -> str:
+def prompt_of(folder: Path, photograph: np.ndarray | None, prompt: str = "") -> str:
     """What the prompt of a training with tiny pipelines becomes."""
-    config = InpaintingScoreConfig(size=64, **changes)
+    config = InpaintingScoreConfig(size=64, prompt=prompt)
     open_score_prior(str(folder), config, "cpu", None if photograph is None else lambda: photograph)
     return config.prompt
 
