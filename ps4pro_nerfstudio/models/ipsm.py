@@ -149,12 +149,15 @@ class IPSMModel(PS4PROSplatfactoModel):
         return self._priors.get("depth")
 
     def provenance(self) -> dict[str, Any]:
-        """What judged this training, for the record: name and licence of the networks' weights."""
+        """What judged this training, for the record: networks, their licences, and the prompt."""
         networks = {"diffusion": self.score_prior, "depth": self.depth_prior}
-        return {
+        record: dict[str, Any] = {
             role: None if prior is None else {"name": prior.name, "licences": licences(prior.name)}
             for role, prior in networks.items()
         }
+        if record["diffusion"] is not None:
+            record["diffusion"]["prompt"] = self.config.score.prompt
+        return record
 
     def _make_strategy(self) -> IPSMStrategy:
         """Gsplat's strategy with unpooling, or with all that was released with IPSM."""
