@@ -134,19 +134,26 @@ def test_a_depth_network_places_what_correspondences_leave_out(
         "dataparser": SparseViewsDataParserConfig(test_every=4),
     }
     without = make(folder, **options)
-    answers = [inverse_depth_of_wall(without, index) for index in range(3)]
-    prior: Any = SimpleNamespace(
-        name="wall", inverse_offset=None, inverse_depth=lambda _: answers.pop(0)
-    )
-    monkeypatch.setitem(sys.modules, "my_wall", SimpleNamespace(make=lambda *_: prior))
-    manager = make(folder, **options, depth="my_wall:make")
-    assert answers == []
-    points = manager.train_dataparser_outputs.metadata["points3D_xyz"]
-    assert len(points) > 400 + 200
-    plane = wall_of(manager)
-    assert float((points @ plane[:3] + plane[3]).abs().max()) < 0.02
-    interpolated = without.train_dataparser_outputs.metadata["points3D_xyz"]
-    assert float((interpolated @ plane[:3] + plane[3]).abs().max()) > 0.05
+    plane = wall_of(without)
+
+    def farthest_from_wall(manager: Any) -> float:
+        points = manager.train_dataparser_outputs.metadata["points3D_xyz"]
+        assert len(points) > 400 + 200
+        return float((points @ plane[:3] + plane[3]).abs().max())
+
+    # Planes tell the rest of the wall; that of a network is taken all the same, right or wrong.
+    assert farthest_from_wall(without) < 0.02
+    for bent in (False, True):
+        answers = [inverse_depth_of_wall(without, index) for index in range(3)]
+        if bent:
+            answers = [answer * torch.linspace(1.1, 0.9, 160) for answer in answers]
+        prior: Any = SimpleNamespace(
+            name="wall", inverse_offset=None, inverse_depth=lambda _, left=answers: left.pop(0)
+        )
+        monkeypatch.setitem(sys.modules, "my_wall", SimpleNamespace(make=lambda *_, p=prior: p))
+        manager = make(folder, **options, depth="my_wall:make")
+        assert answers == []
+        assert (farthest_from_wall(manager) > 0.05) == bent
 
 
 def test_depth_comes_from_photographs_that_are_too_far_apart_for_frames(tmp_path: Path) -> None:
