@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ps4pro_nerfstudio.diffusion.libraries import take
-from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.diffusion.libraries import explained, take
 
 PREFIX = "a photography of"
 """How a caption begins; the network writes the rest."""
@@ -36,14 +35,11 @@ def write_prompt(folder: Path, photograph: NDArray[np.uint8], device: torch.devi
     """
     network_of = take("transformers", "BlipForConditionalGeneration")
     processor_of = take("transformers", "BlipProcessor")
-    try:
+    with explained(folder):
         processor = processor_of.from_pretrained(folder, local_files_only=True)
         network = network_of.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         inputs = processor(images=photograph, text=PREFIX, return_tensors="pt").to(device)
         with torch.no_grad():
             words = network.to(device).eval().generate(**inputs, max_new_tokens=_MOST_TOKENS)
         caption = processor.decode(words[0], skip_special_tokens=True).strip()
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{folder} cannot caption a photograph: {lines[0]}") from error
     return caption + _SUFFIX

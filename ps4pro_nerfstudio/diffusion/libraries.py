@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from ps4pro_nerfstudio.messages import MissingPartError
+from ps4pro_nerfstudio.messages import InputError, MissingPartError
 
 EXTRA = 'pip install "ps4pro-nerfstudio[diffusion]"'
 """How to install them."""
@@ -32,3 +35,17 @@ def take(package: str, name: str) -> Any:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingPartError(f"{package} cannot be used ({reason}): {EXTRA}") from error
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises for a broken folder into one line.
+
+    Raises:
+        InputError: names the folder and the first line of what was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path} cannot be loaded: {lines[0]}") from error

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor
 from ps4pro_nerfstudio.diffusion.captions import GENERIC_PROMPT
 from ps4pro_nerfstudio.diffusion.catalogue import Network
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, resolve_dtype
-from ps4pro_nerfstudio.diffusion.libraries import take
+from ps4pro_nerfstudio.diffusion.libraries import explained, take
 from ps4pro_nerfstudio.diffusion.parts import DiffusionParts, Prediction, vae_factor
 from ps4pro_nerfstudio.messages import InputError
 
@@ -64,7 +62,7 @@ def _network(
 ) -> Any:
     network = Network(sub_folder, "diffusion_pytorch_model")
     loader = take("diffusers", kind)
-    with _explained(folder / sub_folder):
+    with explained(folder / sub_folder):
         return loader.from_pretrained(
             folder,
             subfolder=sub_folder,
@@ -88,7 +86,7 @@ def _variant(
 def _schedule(folder: Path) -> tuple[Tensor, Prediction]:
     """alpha_bar [T] of a part's noise schedule, and what its denoiser puts out."""
     loader = take("diffusers", "DDPMScheduler")
-    with _explained(folder / "scheduler"):
+    with explained(folder / "scheduler"):
         scheduler = loader.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     prediction = scheduler.config.prediction_type
     if prediction not in _PREDICTIONS:
@@ -104,9 +102,9 @@ def _check_vae(inpainting: Path, text: Path, name: str) -> None:
     other = text / "vae" / "config.json"
     if not other.is_file():
         return
-    with _explained(inpainting / "vae"):
+    with explained(inpainting / "vae"):
         ours = _latents_of(inpainting / "vae" / "config.json")
-    with _explained(other):
+    with explained(other):
         theirs = _latents_of(other)
     if ours != theirs:
         raise InputError(
@@ -126,9 +124,9 @@ def _encode_prompt(folder: Path, config: InpaintingScoreConfig, device: torch.de
     text_model = take("transformers", "CLIPTextModel")
     tokenizer_of = take("transformers", "CLIPTokenizer")
     network = Network("text_encoder", "model")
-    with _explained(folder / "tokenizer"):
+    with explained(folder / "tokenizer"):
         tokenizer = tokenizer_of.from_pretrained(folder / "tokenizer", local_files_only=True)
-    with _explained(folder / "text_encoder"):
+    with explained(folder / "text_encoder"):
         encoder = text_model.from_pretrained(
             folder / "text_encoder",
             variant=_variant(network, folder, config, torch.float32),
@@ -145,17 +143,3 @@ def _encode_prompt(folder: Path, config: InpaintingScoreConfig, device: torch.de
     )
     with torch.no_grad():
         return encoder(tokens.input_ids.to(device)).last_hidden_state
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn whatever a library raises for a broken folder into one line.
-
-    Raises:
-        InputError: names the folder and the first line of what was raised.
-    """
-    try:
-        yield
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path} cannot be loaded: {lines[0]}") from error

@@ -70,7 +70,7 @@ def find_planes(pixels: Float64, inverse_depth: Float64, seed: int = 0) -> Image
         )
         try:
             ransac.fit(pixels[sample], inverse_depth[sample])
-        except ValueError:  # no triple spans a plane
+        except ValueError:  # not one triple agrees with its own plane
             break
         difference = np.abs(ransac.predict(pixels[left]) - inverse_depth[left])
         near = difference < _TOLERANCE * inverse_depth[left]

@@ -114,10 +114,11 @@ def _make_room(folder: Path, num_bytes: int) -> None:
     for file in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another run removed it in between
             status = file.stat()
-            if not file.name.startswith(_WRITING):
+            if file.name.startswith(_WRITING):
+                if now - status.st_mtime > _ABANDONED_AFTER_SECONDS:
+                    file.unlink()
+            elif file.suffix == ".npz":  # nothing of anybody else's
                 kept.append((status.st_mtime, status.st_size, file))
-            elif now - status.st_mtime > _ABANDONED_AFTER_SECONDS:
-                file.unlink()
     used = sum(size for _, size, _ in kept)
     for _, size, file in sorted(kept):
         if used + num_bytes <= _MAX_BYTES:

@@ -123,7 +123,7 @@ def test_features_give_depth_where_a_capture_brings_points_but_no_neighbours_mat
 def test_a_depth_network_places_what_correspondences_leave_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Points of the file cover the middle of the wall; the network knows the rest of it."""
+    """Points of the file cover the middle of the wall; the rest is where the network has it."""
     folder = write_capture(tmp_path / "capture", num_images=4, width=160, height=120)
     config: Any = ipsm_gaussian.config.pipeline.datamanager
     pseudo = copy.deepcopy(config.pseudo_views)

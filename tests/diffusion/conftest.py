@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ps4pro_nerfstudio.diffusion import weights
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.parts import DiffusionParts
 
@@ -136,3 +137,21 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     return write_pipelines(tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines printed by `weights`."""
+    lines: list[str] = []
+    monkeypatch.setattr(weights, "say", lines.append)
+    monkeypatch.setattr(weights, "warn", lines.append)
+    return lines
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache of the test's own."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    return folder

@@ -16,9 +16,7 @@ from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, licences
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.weights import open_score_prior
 from ps4pro_nerfstudio.messages import InputError
-from tests.diffusion.test_weights import COMMIT, hub_cache, put_in_cache, said
-
-__all__ = ["hub_cache", "said"]
+from tests.diffusion.test_weights import COMMIT, put_in_cache
 
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "photography", "of", "fox")
 _IMAGE_PX = 32

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from ps4pro_nerfstudio.diffusion import weights
 from ps4pro_nerfstudio.diffusion.catalogue import DEPTH
 from ps4pro_nerfstudio.diffusion.monocular_depth import (
     MonocularDepth,
@@ -58,20 +57,6 @@ def _seeded(kind: Any, sizes: Any) -> Any:
             # The library's start is so small that all outputs are alike.
             torch.nn.init.normal_(weight, std=0.15)
     return network
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    lines: list[str] = []
-    monkeypatch.setattr(weights, "say", lines.append)
-    return lines
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
 
 
 def image(height: int = 40, width: int = 56) -> torch.Tensor:

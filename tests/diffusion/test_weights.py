@@ -26,24 +26,6 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 INPAINTING, TEXT = DENOISERS["sd-1.5"]
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lines printed by the module."""
-    lines: list[str] = []
-    monkeypatch.setattr(weights, "say", lines.append)
-    monkeypatch.setattr(weights, "warn", lines.append)
-    return lines
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty Hugging Face cache of the test's own."""
-    constants = pytest.importorskip("huggingface_hub.constants")
-    folder = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    return folder
-
-
 def put_in_cache(cache: Path, part: Part, source: Path) -> Path:
     """Store a part as the hub's client does; returns the folder of the snapshot."""
     repository = cache / f"models--{part.hub_id.replace('/', '--')}"

@@ -44,10 +44,11 @@ def test_a_plane_tells_the_rest_of_its_wall_and_outliers_do_not_move_it() -> Non
     assert (planes.plane[wrong] >= 0).mean() < 0.3
 
 
-def test_scattered_depths_and_points_on_a_line_hold_no_plane() -> None:
+def test_scattered_depths_and_no_points_hold_no_plane() -> None:
     generator = np.random.default_rng(2)
     pixels = grid((0, 150), (0, 150))
-    assert len(find_planes(pixels, generator.uniform(0.01, 1.0, len(pixels))).coefficients) == 0
+    scattered = generator.uniform(0.01, 1.0, len(pixels))
+    assert len(find_planes(pixels, scattered).coefficients) == 0
     nothing = find_planes(np.zeros((0, 2)), np.zeros(0))
     assert nothing.coefficients.shape == (0, 3)
     assert nothing.plane.shape == (0,)
