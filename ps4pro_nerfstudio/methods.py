@@ -234,6 +234,7 @@ ipsm_gaussian_dtu = MethodSpecification(
             background_prior=True,
             metrics_on_white=True,
             background_color="black",
+            drop_rate=0.0,
             reset_opacity=0.05,
             schedule=IPSMScheduleConfig(reset_at=tuple(range(2001, 10_000, 1000))),
         ),

@@ -91,9 +91,10 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     """L_geo is the mean over all pixels, as released, or those that the photograph explains."""
     unseen_depth_through_image: bool = True
     """Let the gradient of the network's depth of an unseen view reach its colours too."""
-    drop_rate: float = 0.0
-    """Share of the Gaussians left out of each training render by the end of the run, growing from
-    none; the others count for them (DropGaussian, arXiv 2504.00773, has 0.2). Not in IPSM."""
+    drop_rate: float = 0.2
+    """Share of the Gaussians left out of each training render, growing from none to this until the
+    end phase, which has them all; the others count for them (DropGaussian, arXiv 2504.00773). Not
+    in IPSM."""
     densification: Literal["splatfacto", "released"] = "splatfacto"
     """splatfacto's, with the fields that it has, which measured better; or as released with IPSM:
     plain gradients above 5e-4, opacities below .005 pruned, until the end, with resets."""
@@ -213,7 +214,7 @@ class IPSMModel(PS4PROSplatfactoModel):
     def _opacities(self, params: Mapping[str, Tensor]) -> Tensor:
         """Opacities [N]; in training some are zero, so that no Gaussian hides behind others."""
         opacities = super()._opacities(params)
-        rate = self.config.drop_rate * self.schedule.progress(self.step)
+        rate = self.schedule.drop_rate(self.step, self.config.drop_rate)
         if not self.training or rate <= 0.0:
             return opacities
         kept = torch.rand_like(opacities) >= rate

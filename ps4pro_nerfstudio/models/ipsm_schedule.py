@@ -19,7 +19,8 @@ class IPSMScheduleConfig:
     unseen_from: int = 2000
     """Unseen views take part after this step; until then Gaussians are unpooled."""
     unseen_until: int = 9500
-    """And before this one; from then on the depth of seen views counts little."""
+    """And before this one; from then on the depth of seen views counts little, and no Gaussian is
+    left out."""
     ramp: int = 500
     """Steps over which their score and depth terms grow to full weight."""
     every_k: int = 1
@@ -75,6 +76,15 @@ class IPSMSchedule:
         if self._position(step) > self.config.unseen_until:
             return min(self.config.late_depth_weight, weight)
         return weight
+
+    def drop_rate(self, step: int, rate: float) -> float:
+        """Share of the Gaussians that a render leaves out: grows from none to `rate`, none at last.
+
+        The end phase brings back the sharpness that leaving Gaussians out costs.
+        """
+        if self._position(step) > self.config.unseen_until:
+            return 0.0
+        return rate * self.progress(step)
 
     def resets_opacity(self, step: int) -> bool:
         """Whether opacities are lowered after this step; each reset happens once in a run."""

@@ -52,6 +52,14 @@ def test_seen_depth_counts_little_at_the_end() -> None:
     assert LLFF.seen_depth_weight(9999, 0.0005) == 0.0005
 
 
+def test_gaussians_are_left_out_more_and_more_and_not_at_all_in_the_end() -> None:
+    steps = (0, 2500, 9500, 9501, 9999)
+    rates = [LLFF.drop_rate(step, 0.2) for step in steps]
+    assert rates == pytest.approx([0.0, 0.05, 0.19, 0.0, 0.0])
+    assert [LLFF.drop_rate(step, 0.0) for step in steps] == [0.0] * 5
+    assert IPSMSchedule(num_steps=1000).drop_rate(250, 0.2) == pytest.approx(0.05)
+
+
 def test_impossible_schedules() -> None:
     with pytest.raises(ValueError, match="unseen_from"):
         IPSMScheduleConfig(unseen_from=9500)

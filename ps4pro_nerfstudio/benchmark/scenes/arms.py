@@ -19,6 +19,7 @@ _NO_GEOMETRY = (_GEOMETRY, "0")
 _OFFLINE = ("--pipeline.model.diffusion", "off", "--pipeline.model.depth", "triangulated")
 _NO_DENSE_POINTS = ("--pipeline.datamanager.dense-points.enabled", "False")
 _NO_FADING = ("--pipeline.model.fading", "0")
+_PUBLISHED = (*_NO_PSEUDO_VIEWS, *_NO_FADING, "--pipeline.model.drop-rate", "0")
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,12 @@ ARMS |= {
     "ipsm-off": Arm("ipsm-gaussian", _OFFLINE, "base, depth and geometry: no network's weights"),
     "ipsm-published-base": Arm(
         "ipsm-gaussian",
-        (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY, *_NO_PSEUDO_VIEWS, *_NO_FADING),
-        "the base of the paper: as ipsm-base, without pseudo views, which the paper has not",
+        (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY, *_PUBLISHED),
+        "the base of the paper: ipsm-base without pseudo views, fading and dropout",
     ),
     "ipsm-published-depth": Arm(
         "ipsm-gaussian",
-        (*_OFFLINE, *_NO_GEOMETRY, *_NO_PSEUDO_VIEWS, *_NO_FADING),
+        (*_OFFLINE, *_NO_GEOMETRY, *_PUBLISHED),
         "the base of the paper and depth terms",
     ),
     "ipsm-score": Arm(
