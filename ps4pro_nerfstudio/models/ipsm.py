@@ -37,6 +37,7 @@ from ps4pro_nerfstudio.models.splatfacto import (
     PS4PROSplatfactoModelConfig,
     world_to_camera,
 )
+from ps4pro_nerfstudio.pseudo_views.schedule import sparsity
 from ps4pro_nerfstudio.splatting.depth_losses import (
     DepthForm,
     geometry_consistency_loss,
@@ -50,6 +51,8 @@ _OPAQUE = 0.5
 """Accumulation from which on a pixel has a depth to warp with."""
 _EPS = 1e-6
 _CLOTH_ROWS = 50
+_DROP_VIEWS = (3, 9)
+"""Numbers of photographs up to which dropout is full, and from which on there is none."""
 
 
 @dataclass
@@ -93,8 +96,8 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     """Let the gradient of the network's depth of an unseen view reach its colours too."""
     drop_rate: float = 0.2
     """Share of the Gaussians left out of each training render, growing from none to this until the
-    end phase, which has them all; the others count for them (DropGaussian, arXiv 2504.00773). Not
-    in IPSM."""
+    end phase, which has them all; the others count for them (DropGaussian, arXiv 2504.00773). In
+    full up to 3 photographs, less for more, none from 9 on. Not in IPSM."""
     densification: Literal["splatfacto", "released"] = "splatfacto"
     """splatfacto's, with the fields that it has, which measured better; or as released with IPSM:
     plain gradients above 5e-4, opacities below .005 pruned, until the end, with resets."""
@@ -214,7 +217,8 @@ class IPSMModel(PS4PROSplatfactoModel):
     def _opacities(self, params: Mapping[str, Tensor]) -> Tensor:
         """Opacities [N]; in training some are zero, so that no Gaussian hides behind others."""
         opacities = super()._opacities(params)
-        rate = self.schedule.drop_rate(self.step, self.config.drop_rate)
+        share = self.config.drop_rate * sparsity(self.num_train_data, *_DROP_VIEWS)
+        rate = self.schedule.drop_rate(self.step, share)
         if not self.training or rate <= 0.0:
             return opacities
         kept = torch.rand_like(opacities) >= rate

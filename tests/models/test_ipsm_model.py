@@ -274,6 +274,14 @@ def test_dropout_leaves_gaussians_out_of_training_renders_only() -> None:
         assert bool((model._opacities(params) == opacities).all())
 
 
+@pytest.mark.parametrize(("num_photographs", "rate"), [(2, 0.4), (3, 0.4), (6, 0.2), (9, 0.0)])
+def test_more_photographs_need_less_dropout(num_photographs: int, rate: float) -> None:
+    model = make(num_points=4000, drop_rate=0.8)
+    model.num_train_data = num_photographs
+    left_out = model._opacities(dict(model.gauss_params.items())) == 0
+    assert float(left_out.float().mean()) == pytest.approx(rate, abs=0.03)
+
+
 def test_cloth_counts_as_black_in_the_absolute_part_only() -> None:
     model = make(background_prior=True, ssim_lambda=0.6)
     bright = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.3
