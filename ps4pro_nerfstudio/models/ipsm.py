@@ -117,6 +117,11 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     output_depth_during_training: bool = True
     """Depth is part of the loss."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.drop_rate < 1.0:
+            raise ValueError(f"drop_rate must lie in [0, 1), got {self.drop_rate}")
+
 
 class IPSMModel(PS4PROSplatfactoModel):
     """See the module's docstring."""

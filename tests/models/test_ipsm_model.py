@@ -282,6 +282,12 @@ def test_more_photographs_need_less_dropout(num_photographs: int, rate: float) -
     assert float(left_out.float().mean()) == pytest.approx(rate, abs=0.03)
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+def test_some_gaussians_must_be_left_to_render(rate: float) -> None:
+    with pytest.raises(ValueError, match="drop_rate"):
+        IPSMModelConfig(drop_rate=rate)
+
+
 def test_cloth_counts_as_black_in_the_absolute_part_only() -> None:
     model = make(background_prior=True, ssim_lambda=0.6)
     bright = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.3
