@@ -41,6 +41,7 @@ from ps4pro_nerfstudio.geometry.epipolar import fundamental_matrix
 from ps4pro_nerfstudio.initialization.points import SeedPoints, SeedPointsConfig
 from ps4pro_nerfstudio.initialization.random_points import expected_depth
 from ps4pro_nerfstudio.initialization.views import TrainViews
+from ps4pro_nerfstudio.messages import InputError
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the stage, the number of parts done and the number of parts."""
@@ -95,7 +96,7 @@ def triangulate_points(
 
     Raises:
         ValueError: wrong shapes or dtypes.
-        InputError: an impossible pose or camera.
+        InputError: an impossible pose or camera, or a temporary folder that is full.
     """
     config = config or SeedPointsConfig()
     views = TrainViews.checked(images, valid, camera_to_worlds, intrinsics, names)
@@ -299,34 +300,21 @@ def _triangulate_with_colmap(
     poses = views.camera_to_worlds.copy()
     poses[:, :3, 3] = (poses[:, :3, 3] - centre) / unit
 
-    with tempfile.TemporaryDirectory(prefix="ps4pro-points-") as folder, _quiet(pycolmap):
-        model = Path(folder, "model")
-        model.mkdir()
-        _write_model(model, views, scales, poses, intrinsics)
-        database = _open_database(pycolmap, Path(folder, "database.db"))
+    with _temporary_folder() as folder, _quiet(pycolmap):
         try:
+            model = folder / "model"
+            model.mkdir()
+            _write_model(model, views, scales, poses, intrinsics)
             reconstruction = pycolmap.Reconstruction(str(model))
-            for image_id in range(1, len(views) + 1):
-                # A camera per image; the database counts ids from 1 as the model does.
-                database.write_camera(reconstruction.camera(image_id), use_camera_id=True)
-                name = reconstruction.image(image_id).name
-                database.write_image(pycolmap.Image(name=name, camera_id=image_id))
-                keypoints = features[image_id - 1].positions.astype(np.float32)
-                database.write_keypoints(image_id, keypoints)
-            for (a, b), found in matches.items():
-                geometry = pycolmap.TwoViewGeometry()
-                geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
-                geometry.inlier_matches = found.positions
-                database.write_matches(a + 1, b + 1, found.positions)
-                database.write_two_view_geometry(a + 1, b + 1, geometry)
-        finally:
-            database.close()
+            _write_database(pycolmap, folder / "database.db", reconstruction, features, matches)
+        except (OSError, RuntimeError) as error:  # COLMAP reports a full disk as the latter.
+            raise _no_space(error) from error
         pycolmap.set_random_seed(config.seed)
         result = pycolmap.triangulate_points(
             reconstruction,
-            str(Path(folder, "database.db")),
-            folder,
-            folder,
+            str(folder / "database.db"),
+            str(folder),
+            str(folder),
             options=_colmap_options(pycolmap, config, intrinsics),
         )
         tracks = []
@@ -335,6 +323,51 @@ def _triangulate_with_colmap(
             elements = sorted((e.image_id - 1, e.point2D_idx) for e in point.track.elements)
             tracks.append(_Track(point.xyz * unit + centre, float(point.error), elements))
     return [track for track in tracks if np.all(np.isfinite(track.xyz))]
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="ps4pro-points-")
+    except OSError as error:
+        raise _no_space(error) from error
+    with folder:
+        yield Path(folder.name)
+
+
+def _no_space(error: Exception) -> InputError:
+    return InputError(
+        "Points could not be triangulated: COLMAP's database cannot be written to "
+        f"{tempfile.gettempdir()} ({error}). Free space there, or name another folder in the "
+        "variable TMPDIR."
+    )
+
+
+def _write_database(
+    pycolmap: Any,
+    path: Path,
+    reconstruction: Any,
+    features: Sequence[_Features],
+    matches: dict[tuple[int, int], _Matches],
+) -> None:
+    """Write cameras and images of a reconstruction, their features and verified matches."""
+    database = _open_database(pycolmap, path)
+    try:
+        for image_id in range(1, len(features) + 1):
+            # A camera per image; the database counts ids from 1 as the model does.
+            database.write_camera(reconstruction.camera(image_id), use_camera_id=True)
+            name = reconstruction.image(image_id).name
+            database.write_image(pycolmap.Image(name=name, camera_id=image_id))
+            keypoints = features[image_id - 1].positions.astype(np.float32)
+            database.write_keypoints(image_id, keypoints)
+        for (a, b), found in matches.items():
+            geometry = pycolmap.TwoViewGeometry()
+            geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+            geometry.inlier_matches = found.positions
+            database.write_matches(a + 1, b + 1, found.positions)
+            database.write_two_view_geometry(a + 1, b + 1, geometry)
+    finally:
+        database.close()
 
 
 def _write_model(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 import tempfile
 
 import numpy as np
@@ -140,6 +141,25 @@ def test_blank_images_give_no_points(scene, fill):
 def test_cameras_in_one_place_give_no_points(scene):
     poses = np.stack([scene.camera_to_worlds[0]] * 3)
     assert len(triangulate_points(**{**scene.arguments, "camera_to_worlds": poses})) == 0
+
+
+def test_a_full_temporary_folder_is_named(scene, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+    try:
+        with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+            triangulate_points(**scene.arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_temporary_folder_that_is_missing_is_named(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(InputError, match=r"missing.*TMPDIR"):
+        triangulate_points(**scene.arguments)
 
 
 def test_colmap_is_quiet_and_leaves_no_files(scene, tmp_path, monkeypatch, capfd):
