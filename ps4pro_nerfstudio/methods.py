@@ -219,7 +219,9 @@ def _ipsm(name: str, model: IPSMModelConfig, unseen: PerturbedCamerasConfig) -> 
 
 
 ipsm_gaussian = MethodSpecification(
-    config=_ipsm("ipsm-gaussian", IPSMModelConfig(), PerturbedCamerasConfig(frame="llff")),
+    config=_ipsm(
+        "ipsm-gaussian", IPSMModelConfig(), PerturbedCamerasConfig(frame="llff", gap_share=0.3)
+    ),
     description="Splats from 3 to 9 photographs with depth, geometry and a diffusion prior (IPSM).",
 )
 

@@ -5,7 +5,8 @@
 
 Camera k stands at c and looks at a, the mean up vector upwards; i is a seen view drawn at random,
 a_0 the point that all seen views look at together. The noise sigma_k grows with k from `sigma_min`
-to `sigma_max`. It is in units of a normalised frame, which depends on the kind of capture:
+to `sigma_max`, or to `gap_share` of the gap between seen views where that is more. It is in units
+of a normalised frame, which depends on the kind of capture:
 
     llff  the unit is 3/4 of the nearest depth; axes and origin are those of the average pose; a_0
           lies on its optical axis, at a distance between the nearest and the farthest depth.
@@ -57,6 +58,10 @@ class PerturbedCamerasConfig:
     sigma_max: float = 0.05
     """Largest noise sigma, in units of the normalised frame; camera k has sigma_max (k + 1) / n,
     but not less than sigma_min."""
+    gap_share: float = 0.0
+    """The largest noise sigma is at least this part of the gap between neighbouring seen views (the
+    median over the views of the distance to the nearest other). Without it, pseudo cameras of views
+    that are far apart never leave their seen view's side; 0 is the paper."""
     frame: Literal["llff", "dtu"] = "llff"
     """Normalised frame: llff for cameras side by side that face the scene, dtu for cameras around
     an object."""
@@ -74,6 +79,8 @@ class PerturbedCamerasConfig:
                 "sigma_min and sigma_max must satisfy 0 <= sigma_min <= sigma_max, got "
                 f"{self.sigma_min} and {self.sigma_max}"
             )
+        if not 0.0 <= self.gap_share < np.inf:
+            raise ValueError(f"gap_share must not be negative, got {self.gap_share}")
 
 
 @dataclass(frozen=True)
@@ -153,9 +160,10 @@ def perturbed_cameras(
     order = np.arange(config.n)
     if config.order == "shuffled":
         order = generator.permutation(config.n)
-    sigma = np.maximum(config.sigma_min, config.sigma_max * np.arange(1, config.n + 1) / config.n)
-
     seen = (poses[:, :3, 3] - frame.origin) @ frame.axes / frame.unit
+    sigma_max = max(config.sigma_max, config.gap_share * _typical_gap(seen))
+    sigma = np.maximum(config.sigma_min, sigma_max * np.arange(1, config.n + 1) / config.n)
+
     limit = np.maximum(1.0, np.abs(seen))[source]
     moved = np.clip(seen[source] + sigma[:, None] * noise[0], -limit, limit)
     centres = moved * frame.unit @ frame.axes.T + frame.origin
@@ -241,6 +249,15 @@ def _dtu_frame(poses: Float64, otherwise: _Frame) -> _Frame:
     if np.abs(along[largest]) > _UPRIGHT * np.linalg.norm(up):
         up = axes[:, largest] * np.sign(along[largest])
     return _Frame(axes, otherwise.origin, unit, look_at, up)
+
+
+def _typical_gap(centres: Float64) -> float:
+    """Median over positions [N, 3] of the distance to the nearest other; 0 for a single one."""
+    if len(centres) < 2:
+        return 0.0
+    distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    return float(np.median(distances.min(axis=1)))
 
 
 def _look_at(

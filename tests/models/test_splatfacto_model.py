@@ -253,14 +253,39 @@ def test_fading_ends_as_captures_get_denser(num_views, fading, kept):
     attributes = TrainingCallbackAttributes(
         optimizers=None, grad_scaler=None, pipeline=None, trainer=None
     )  # pyright: ignore[reportArgumentType]
-    own = [
-        callback
-        for callback in model.get_training_callbacks(attributes)
-        if "fade" in callback.func.__code__.co_names
-    ]
-    for callback in own:
+    for callback in _fading_callbacks(model, attributes):
         callback.run_callback_at_location(0, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
     torch.testing.assert_close(model.gauss_params["opacities"].sigmoid(), kept * before)
+
+
+def test_fading_stops_before_the_run_ends():
+    """Of 1,000 steps the first 900 fade."""
+    model = _model(num_train_data=3, fading=0.1)
+    attributes = TrainingCallbackAttributes(
+        optimizers=None,
+        grad_scaler=None,
+        pipeline=None,
+        trainer=types.SimpleNamespace(run_length=1000),
+    )  # pyright: ignore[reportArgumentType]
+    (callback,) = _fading_callbacks(model, attributes)
+    for step, kept in [(899, 0.9), (900, 1.0), (999, 1.0)]:
+        before = model.gauss_params["opacities"].sigmoid().detach().clone()
+        callback.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+        torch.testing.assert_close(model.gauss_params["opacities"].sigmoid(), kept * before)
+
+
+def _fading_callbacks(model, attributes):
+    return [
+        callback
+        for callback in model.get_training_callbacks(attributes)
+        if callback.func.__name__ == "fade"
+    ]
+
+
+@pytest.mark.parametrize("fading_until", [-0.1, 1.1, math.nan])
+def test_fading_stops_within_the_run(fading_until):
+    with pytest.raises(ValueError, match="fading_until must lie in"):
+        PS4PROSplatfactoModelConfig(fading_until=fading_until)
 
 
 @pytest.mark.parametrize("fading", [-0.1, 1.0, math.nan])

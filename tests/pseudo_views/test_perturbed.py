@@ -91,6 +91,30 @@ def test_noise_grows_from_its_smallest_to_its_largest() -> None:
     assert sigma[249] == pytest.approx(0.025)
 
 
+@pytest.mark.parametrize("frame, unit", [("llff", 1.5), ("dtu", 7.875)])
+def test_noise_reaches_into_wide_gaps(frame, unit) -> None:
+    """Views at x = 0, 4.5, 9 and 15: gaps 4.5, 4.5, 4.5 and 6. The units are 1.5 and, from the mean
+    of the positions at 7.125, 7.875."""
+    seen = np.tile(np.eye(4), (4, 1, 1))
+    seen[:, 0, 3] = [0.0, 4.5, 9.0, 15.0]
+    wide = replace(SMALL, frame=frame, gap_share=0.3)
+    cameras = perturbed_cameras(seen, BOUNDS, wide)
+    assert cameras.sigma[-1] == pytest.approx(0.3 * 4.5 / unit)
+    assert cameras.sigma[0] == pytest.approx(0.01)
+    assert (np.diff(cameras.sigma) >= 0).all()
+
+
+@pytest.mark.parametrize("spread, share", [(1.0, 0.3), (0.0, 0.3), (100.0, 0.0)])
+def test_narrow_gaps_leave_the_noise_as_published(spread, share) -> None:
+    """A gap of .1 / 1.5 is below .05 / .3; no gap is, too; and without share any gap counts not."""
+    seen = np.tile(np.eye(4), (3, 1, 1))
+    seen[:, 0, 3] = [0.0, 0.1 * spread, 0.2 * spread]
+    plain = perturbed_cameras(seen, BOUNDS, SMALL)
+    shared = perturbed_cameras(seen, BOUNDS, replace(SMALL, gap_share=share))
+    np.testing.assert_array_equal(shared.camera_to_worlds, plain.camera_to_worlds)
+    np.testing.assert_array_equal(shared.sigma, plain.sigma)
+
+
 def test_noise_has_the_size_that_sigma_says() -> None:
     """Offsets of a coordinate have variance (sigma * 0.75 * b_min)^2 where nothing is clipped."""
     config = replace(SMALL, n=4000, sigma_min=0.02, sigma_max=0.02)
@@ -261,7 +285,8 @@ def test_bounds_that_are_none_are_refused(bounds) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"n": 0}, {"sigma_min": -0.1}, {"sigma_min": 0.2, "sigma_max": 0.1}]
+    "options",
+    [{"n": 0}, {"sigma_min": -0.1}, {"sigma_min": 0.2, "sigma_max": 0.1}, {"gap_share": -1}],
 )
 def test_impossible_options_are_refused(options) -> None:
     with pytest.raises(ValueError, match="must"):

@@ -19,7 +19,14 @@ _NO_GEOMETRY = (_GEOMETRY, "0")
 _OFFLINE = ("--pipeline.model.diffusion", "off", "--pipeline.model.depth", "triangulated")
 _NO_DENSE_POINTS = ("--pipeline.datamanager.dense-points.enabled", "False")
 _NO_FADING = ("--pipeline.model.fading", "0")
-_PUBLISHED = (*_NO_PSEUDO_VIEWS, *_NO_FADING, "--pipeline.model.drop-rate", "0")
+_PUBLISHED = (
+    *_NO_PSEUDO_VIEWS,
+    *_NO_FADING,
+    "--pipeline.model.drop-rate",
+    "0",
+    "--pipeline.datamanager.unseen.gap-share",
+    "0",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ ARMS |= {
     "ipsm-published-base": Arm(
         "ipsm-gaussian",
         (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY, *_PUBLISHED),
-        "the base of the paper: ipsm-base without pseudo views, fading and dropout",
+        "the base of the paper: ipsm-base without what this suite adds to it",
     ),
     "ipsm-published-depth": Arm(
         "ipsm-gaussian",
