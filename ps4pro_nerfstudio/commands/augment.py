@@ -83,7 +83,9 @@ class Augment(CaptureCommand):
             dataset.add_photographs(train, "train_filenames")
             dataset.add_photographs(test, "val_filenames", "test_filenames")
             dataset.add_pseudo_views(made.pseudo_views, self.min_confidence)
-            if made.num_sparse + made.num_dense > 0:  # random ones are no points of the scene
+            # Random ones are no points of the scene.
+            num_points = len(made.points) if made.num_sparse + made.num_dense > 0 else 0
+            if num_points > 0:
                 dataset.add_points(made.points)
             dataset.write_transforms()
             self._move_into_place(temporary)
@@ -96,7 +98,7 @@ class Augment(CaptureCommand):
         num_real = len(train.image_filenames)
         say(
             f"wrote {self.output}: {num_real} training photographs, {len(made.pseudo_views)} "
-            f"pseudo views, {len(test.image_filenames)} test photographs, {len(made.points):,} "
+            f"pseudo views, {len(test.image_filenames)} test photographs, {num_points:,} "
             f"points; train with: ns-train METHOD --data {self.output}"
         )
 

@@ -80,10 +80,21 @@ class FetchWeights:
 
     def _present(self, part: Part) -> bool:
         if self.output is not None:
-            return not part.missing(self.output / part.role)
-        from ps4pro_nerfstudio.diffusion.weights import find_cached
+            folder = self.output / part.role
+            if part.missing(folder):
+                return False
+        else:
+            from ps4pro_nerfstudio.diffusion.weights import find_cached
 
-        return find_cached(part, self.revision) is not None
+            found = find_cached(part, self.revision)
+            if found is None:
+                return False
+            folder = found.folder
+        # Full weights serve whoever wants half-precision ones, not the other way round.
+        variant = part.best_variant(self.variant)
+        return variant == "fp16" or all(
+            (folder / network.file(variant)).is_file() for network in part.networks
+        )
 
     def _table(self, chosen: list[Part], wanted: list[Part]) -> Table:
         table = Table(title="Weights; not part of this package, each under its own licence")

@@ -209,12 +209,12 @@ def plan(
     )
 
 
-def make_interpolator(name: str) -> FrameInterpolator:
-    """An interpolator by its name in `PseudoViewsConfig`."""
+def make_interpolator(name: str, device: torch.device | str) -> FrameInterpolator:
+    """An interpolator by its name in `PseudoViewsConfig`, ready for frames on a device."""
     if name == "ps4pro":
         from ps4pro_nerfstudio.interpolation.network import PS4PRO
 
-        return PS4PRO.from_pretrained("ps4pro-small")
+        return PS4PRO.from_pretrained("ps4pro-small").to(device)
     return {"optical-flow": OpticalFlowInterpolator, "linear-blend": LinearBlend}[name]()
 
 
@@ -286,7 +286,7 @@ def _pseudo_views(
         return load_or_make(
             cache / "pseudo_views",
             views,
-            make_interpolator(name),
+            make_interpolator(name, device),
             source,
             pseudo.store,
             device=device,

@@ -53,7 +53,8 @@ from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.initialization.dense_points import DensePointsConfig
 from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig
 from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig
-from ps4pro_nerfstudio.messages import say
+from ps4pro_nerfstudio.initialization.stereo import StereoConfig
+from ps4pro_nerfstudio.messages import InputError, say
 from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY, find_sources
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule
@@ -76,6 +77,10 @@ class PseudoRayDatamanagerConfig(AugmentationConfig, VanillaDataManagerConfig):
         default_factory=lambda: FreeSpaceConfig(share=0.0)
     )
     """Nor this: it is about Gaussians."""
+    stereo: Annotated[StereoConfig, tyro.conf.Suppress] = field(
+        default_factory=lambda: StereoConfig(enabled=False)
+    )
+    """Nor this: what comes of it are points."""
 
 
 class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
@@ -125,6 +130,11 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
         with reading_capture(self.config.data, self.config.dataparser):
             photographs, cameras = undistorted_photographs(self.train_dataset)
         views = source_views(photographs, cameras, self.train_dataset.image_filenames)
+        if self.config.pseudo_views.control == "oracle":
+            raise InputError(
+                "the control oracle is for splats; a radiance field's controls are linear-blend, "
+                "naive, unweighted and repeat-real"
+            )
         points = sparse_points(self.train_dataparser_outputs.metadata)
         made = augment(views, points, self.config, self.device, self.config.data)
         self.pseudo_views = made.pseudo_views

@@ -177,11 +177,7 @@ def read_nerfstudio(config: NerfstudioDataParserConfig) -> Capture:
     config = dataclasses.replace(config, eval_mode="fraction", train_split_fraction=1.0)
     config._target = CheckedNerfstudio
     meta = load_from_json(file) if file.is_file() else {}
-    # Without a point cloud upstream asks whether to write one into the capture.
-    with_points = dataclasses.replace(
-        config, load_3D_points=config.load_3D_points and "ply_file_path" in meta
-    )
-    train = with_points.setup().get_dataparser_outputs("train")
+    train = config.setup().get_dataparser_outputs("train")
     if "train_filenames" not in meta:
         return in_file_order(train, data)
     without_points = dataclasses.replace(config, load_3D_points=False).setup()

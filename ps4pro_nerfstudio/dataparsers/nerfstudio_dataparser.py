@@ -8,8 +8,10 @@ which nerfstudio uses there, needs system libraries that a fresh machine lacks.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,11 @@ class CheckedNerfstudio(Nerfstudio):
     """See the module's docstring."""
 
     def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:
-        check_transforms(self.config.data)
+        meta = check_transforms(self.config.data)
+        if "ply_file_path" not in meta:
+            # Upstream would ask whether to write a point cloud into the capture; ours has points
+            # triangulated instead.
+            self.config = dataclasses.replace(self.config, load_3D_points=False)
         return super()._generate_dataparser_outputs(split)
 
     def _load_3D_points(
@@ -60,11 +66,14 @@ class CheckedNerfstudio(Nerfstudio):
         }
 
 
-def check_transforms(data: Path) -> None:
+def check_transforms(data: Path) -> dict[str, Any]:
     """Check a capture's `transforms.json` as far as nerfstudio would fail without saying where.
 
     Args:
         data: the folder of the capture, or its json file.
+
+    Returns:
+        What the file says.
 
     Raises:
         InputError: missing or unreadable file, fewer than two frames, a pose that is not a rigid
@@ -101,6 +110,7 @@ def check_transforms(data: Path) -> None:
                 "frames (an all-white mask uses the whole photo) or for none"
             )
     _check_splits(meta, path)
+    return meta
 
 
 def _check_pose(matrix, where: str) -> None:
@@ -113,7 +123,8 @@ def _check_pose(matrix, where: str) -> None:
     if not np.isfinite(pose).all():
         raise InputError(f"{where}: transform_matrix has NaN or infinite entries")
     rotation = pose[:3, :3]
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > _ROTATION_TOLERANCE:
+    is_orthonormal = np.abs(rotation @ rotation.T - np.eye(3)).max() <= _ROTATION_TOLERANCE
+    if not is_orthonormal or np.linalg.det(rotation) < 0.0:
         raise InputError(
             f"{where}: the rotation part of transform_matrix is not a rotation (determinant "
             f"{np.linalg.det(rotation):.3g}); remove the frame or repair its pose"

@@ -98,9 +98,15 @@ class PS4PROTrainer(Trainer):
         if load_dir is not None:
             _check_load_dir(load_dir)
         super()._load_checkpoint()
-        planned_length = getattr(self.pipeline.datamanager, "planned_length", None)
-        if planned_length is not None:
-            self.config.max_num_iterations = planned_length(self.run_length) - self._start_step
+        manager: Any = self.pipeline.datamanager
+        planned_length = getattr(manager, "planned_length", None)
+        # A resumed run is told how many steps are left of one that was lengthened when it began.
+        if planned_length is not None and self._start_step == 0:
+            asked = self.config.max_num_iterations
+            self.config.max_num_iterations = planned_length(asked)
+            if self.config.max_num_iterations > asked:
+                # The record has the longer number: who repeats it must not get an even longer run.
+                manager.config.pseudo_views.schedule.equal_real_steps = False
         for group in self.config.optimizers.values():
             scheduler = group["scheduler"]
             if isinstance(scheduler, FloatExponentialDecaySchedulerConfig):

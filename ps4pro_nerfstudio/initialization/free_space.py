@@ -33,8 +33,8 @@ class FreeSpaceConfig:
     """Gaussians at less than this share of the depth at which photographs were matched with each
     other stand before what they show, and are removed; 0 leaves them."""
     max_views: int = 5
-    """Captures with more photographs than this keep all Gaussians: other views see the space, and
-    with six photographs clearing it cost more than it gained."""
+    """Captures with more photographs than this have no such balls around their cameras: other views
+    see the space, and with six photographs clearing it cost more than it gained."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.before_surfaces < 1.0:

@@ -9,7 +9,7 @@ chance rarely agrees. Coarse pictures come first; they decide where a small patc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +169,9 @@ def stereo_depths(
         progress: called with the number of finished photographs and the number of all.
     """
     reduced = [_reduced(views, index, config.max_long_side) for index in range(len(views))]
-    file = kept_file(cache_folder, "stereo", _CACHE_VERSION, config, views, known)
+    # Whether depths are wanted, and what becomes of them, does not change them.
+    decisive = replace(config, enabled=True, max_views=0, everywhere=True)
+    file = kept_file(cache_folder, "stereo", _CACHE_VERSION, decisive, views, known)
     found = load_kept(file, _WHAT, lambda stored: _read(stored, reduced))
     if found is None:
         found = _found(views, reduced, known, config, progress)

@@ -78,8 +78,10 @@ class TrainViews:
                 )
             rotation = poses[index, :3, :3]
             # nerfstudio keeps poses in float32, so a rotation is only nearly orthonormal.
-            if not np.all(np.isfinite(poses[index])) or not np.allclose(
-                rotation @ rotation.T, np.eye(3), atol=1e-2
+            if (
+                not np.all(np.isfinite(poses[index]))
+                or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2)
+                or np.linalg.det(rotation) < 0.0
             ):
                 raise InputError(
                     f"The pose of {name} is not a rotation and a position; "

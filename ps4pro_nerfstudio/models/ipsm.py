@@ -14,12 +14,14 @@ the points come from the correspondences between photographs, in units of the po
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.utils import poses
 from nerfstudio.viewer.viewer_elements import ViewerSlider
 from torch import Tensor
 
@@ -40,15 +42,18 @@ from ps4pro_nerfstudio.models.splatfacto import (
 from ps4pro_nerfstudio.pseudo_views.schedule import sparsity
 from ps4pro_nerfstudio.splatting.depth_losses import (
     DepthForm,
+    frontmost,
     geometry_consistency_loss,
     inverse_depth_loss,
     pearson,
     triangulated_depth_loss,
 )
-from ps4pro_nerfstudio.splatting.losses import l1_ssim_loss, loss_weights
+from ps4pro_nerfstudio.splatting.losses import LossWeights, l1_ssim_loss
 
 _OPAQUE = 0.5
 """Accumulation from which on a pixel has a depth to warp with."""
+_GREY = 0.5
+"""What the depth network sees behind a photograph with alpha."""
 _EPS = 1e-6
 _CLOTH_ROWS = 50
 _DROP_VIEWS = (3, 9)
@@ -99,8 +104,9 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     end phase, which has them all; the others count for them (DropGaussian, arXiv 2504.00773). In
     full up to 3 photographs, less for more, none from 9 on. Not in IPSM."""
     densification: Literal["splatfacto", "released"] = "splatfacto"
-    """splatfacto's, with the fields that it has, which measured better; or as released with IPSM:
-    plain gradients above 5e-4, opacities below .005 pruned, until the end, with resets."""
+    """splatfacto's, with its thresholds, but without resets and without removal of large Gaussians,
+    which measured better; or as released with IPSM: plain gradients above 5e-4, opacities below
+    .005 pruned, until the end, with resets."""
     background_prior: bool = False
     """For objects before black or white cloth (DTU): colours count as black where the photograph
     shows the cloth."""
@@ -121,6 +127,15 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
         super().__post_init__()
         if not 0.0 <= self.drop_rate < 1.0:
             raise ValueError(f"drop_rate must lie in [0, 1), got {self.drop_rate}")
+        if self.num_downscales != 0:
+            raise ValueError(
+                "num_downscales must be 0: depths and warped photographs are of full resolution, "
+                f"got {self.num_downscales}"
+            )
+        if not self.output_depth_during_training:
+            raise ValueError("output_depth_during_training must be True: depth is part of the loss")
+        if self.score_weight < 0.0:
+            raise ValueError(f"score_weight must not be negative, got {self.score_weight}")
 
 
 class IPSMModel(PS4PROSplatfactoModel):
@@ -142,10 +157,8 @@ class IPSMModel(PS4PROSplatfactoModel):
         self.score_weight_slider = ViewerSlider(
             "λ IPSM", config.score_weight, 0.0, max(4.0, 2 * config.score_weight), 0.05
         )
-        self.guidance_slider = ViewerSlider("CFG", config.score.guidance, 1.0, 100.0, 0.5)
-        self.threshold_slider = ViewerSlider(
-            "mask threshold", config.strict_threshold, 0.01, 0.5, 0.01
-        )
+        self.guidance_slider = _slider("CFG", config.score.guidance, 1.0, 100.0, 0.5)
+        self.threshold_slider = _slider("mask threshold", config.strict_threshold, 0.01, 0.5, 0.01)
 
     @property
     def score_prior(self) -> ScorePrior | None:
@@ -227,7 +240,10 @@ class IPSMModel(PS4PROSplatfactoModel):
         if not self.training or rate <= 0.0:
             return opacities
         kept = torch.rand_like(opacities) >= rate
-        return torch.where(kept, (opacities / (1.0 - rate)).clamp_max(1.0), 0.0)
+        scaled = opacities / (1.0 - rate)
+        # What is cut off keeps its gradient: a Gaussian that is all but opaque can become fainter.
+        scaled = scaled - (scaled - 1.0).clamp_min(0.0).detach()
+        return torch.where(kept, scaled, 0.0)
 
     # ------------------------------------------------------------------ losses
 
@@ -236,8 +252,6 @@ class IPSMModel(PS4PROSplatfactoModel):
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
         if not self.training or "pseudo_weight" in batch:
             return losses
-        if self.config.background_prior:
-            losses["main_loss"] = self._object_loss(outputs, batch)
         config, step = self.config, self.step
         weight = (
             config.triangulated_depth_weight
@@ -252,11 +266,12 @@ class IPSMModel(PS4PROSplatfactoModel):
             losses.update(self._unseen_losses(outputs, batch, unseen))
         return losses
 
-    def _object_loss(self, outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-        """The photometric loss whose L1 part, not its SSIM, wants the cloth to be black."""
-        target, prediction = self._ground_truth(outputs, batch), outputs["rgb"]
-        valid = self._valid(batch, *target.shape[:2])
-        weights = loss_weights(valid, None)
+    def _photometric_loss(
+        self, prediction: Tensor, target: Tensor, weights: LossWeights | None
+    ) -> Tensor:
+        """With the background prior the L1 part, not the SSIM part, wants the cloth to be black."""
+        if not self.config.background_prior:
+            return super()._photometric_loss(prediction, target, weights)
         black = torch.where(cloth(target)[..., None], 0.0, target)
         share = self.config.ssim_lambda
         absolute = l1_ssim_loss(prediction, black, 0.0, weights)
@@ -272,20 +287,30 @@ class IPSMModel(PS4PROSplatfactoModel):
             return triangulated_depth_loss(depth, known.pixels, known.depth, self.config.depth_form)
         index = int(batch["image_idx"])
         if index not in self._inverse_depths:
-            photograph = self._ground_truth(outputs, batch).permute(2, 0, 1)
+            # Not over the background of the step, which is another one in a resumed run.
+            grey = {"background": torch.full((3,), _GREY, device=self.device)}
+            photograph = self._ground_truth(grey, batch).permute(2, 0, 1)
             with torch.no_grad():
                 self._inverse_depths[index] = self.depth_prior.inverse_depth(photograph)
+        inverse = self._inverse_depths[index]
         blended = depth * outputs["accumulation"][..., 0]
-        return inverse_depth_loss(
-            self._inverse_depths[index], blended, self.depth_prior.inverse_offset
-        )
+        valid = self._valid(batch, *depth.shape)
+        if valid is not None:
+            inverse, blended = inverse[valid], blended[valid]
+        return inverse_depth_loss(inverse, blended, self.depth_prior.inverse_offset)
 
     def _unseen_losses(
         self, outputs: dict[str, Any], batch: dict[str, Any], unseen: Any
     ) -> dict[str, Tensor]:
         """L_geo, L_d,unseen and L_IPSM of a camera near the one of this step."""
         config = self.config
-        colors, depth, accumulation = self.render_unseen(unseen.camera)
+        colors, depth, accumulation = self.render_unseen(self._corrected(unseen))
+        if config.use_bilateral_grid:
+            # As the photograph that it is compared with was exposed.
+            picture = colors.permute(1, 2, 0)[None]
+            index = int(batch["image_idx"])
+            graded = self._apply_bilateral_grid(picture, index, *depth.shape)
+            colors = graded[0].permute(2, 0, 1)
         photograph = self._ground_truth(outputs, batch).permute(2, 0, 1)
         source_depth = self._depth_to_warp(
             outputs["depth"][..., 0].detach(), outputs["accumulation"][..., 0].detach()
@@ -351,6 +376,18 @@ class IPSMModel(PS4PROSplatfactoModel):
         colors = (render[0, ..., :3] + (1 - alpha[0]) * background).permute(2, 0, 1)
         return colors, render[0, ..., 3], alpha[0, ..., 0]
 
+    def _corrected(self, unseen: Any) -> Cameras:
+        """The unseen camera, moved as the camera optimizer moves the seen one beside it."""
+        if self.camera_optimizer.config.mode == "off":
+            return unseen.camera
+        given, beside = (c.camera_to_worlds.to(self.device) for c in (unseen.source, unseen.camera))
+        moved = self.camera_optimizer.apply_to_camera(unseen.source).detach().to(self.device)
+        camera = copy(unseen.camera)
+        camera.camera_to_worlds = poses.multiply(
+            moved, poses.multiply(poses.inverse(given), beside)
+        )
+        return camera
+
     def _matrices(self, camera: Cameras) -> tuple[Tensor, Tensor]:
         """World to camera [4, 4], OpenCV axes, and intrinsics [3, 3] of a batch of one."""
         motion = world_to_camera(camera.camera_to_worlds.to(self.device))[0]
@@ -379,11 +416,16 @@ class IPSMModel(PS4PROSplatfactoModel):
         known = batch.get("seen_depth")
         if known is None or len(known.depth) == 0:
             return None
+        # The points are in the frame of the poses as given, and so is this camera.
         pixels, known_depth = project_points(known.xyz, unseen.camera)
-        size = pixels.new_tensor([depth.shape[1], depth.shape[0]])
-        inside = (known_depth > _EPS) & ((pixels >= 0) & (pixels < size)).all(dim=-1)
+        height, width = depth.shape
+        inside = (known_depth > _EPS) & (
+            (pixels >= 0) & (pixels < pixels.new_tensor([width, height]))
+        ).all(dim=-1)
+        pixels, known_depth = pixels[inside], known_depth[inside]
+        front = frontmost(pixels, known_depth, (height, width), self.config.soft_threshold)
         return triangulated_depth_loss(
-            depth, pixels[inside], known_depth[inside], self.config.depth_form
+            depth, pixels[front], known_depth[front], self.config.depth_form
         )
 
     def _score_loss(self, colors: Tensor, warped: Tensor, soft: Tensor) -> Tensor:
@@ -449,6 +491,11 @@ def project_points(xyz: Tensor, camera: Cameras) -> tuple[Tensor, Tensor]:
     depth = points[:, 2]
     image = points @ camera.get_intrinsics_matrices().to(xyz.device)[0].T
     return image[:, :2] / depth.clamp_min(_EPS)[:, None], depth
+
+
+def _slider(name: str, value: float, low: float, high: float, step: float) -> ViewerSlider:
+    """A slider whose range has room for the value it starts from."""
+    return ViewerSlider(name, value, min(low, value), max(high, value), step)
 
 
 def _add(losses: dict[str, Tensor], name: str, weight: float, loss: Tensor | None) -> None:

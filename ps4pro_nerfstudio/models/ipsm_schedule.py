@@ -6,10 +6,12 @@ All numbers are those of a run of 10,000 steps and shrink with a shorter one; r(
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 REFERENCE_LENGTH = 10_000
 """Steps of the run that the numbers are given for."""
+_GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 @dataclass
@@ -24,7 +26,7 @@ class IPSMScheduleConfig:
     ramp: int = 500
     """Steps over which their score and depth terms grow to full weight."""
     every_k: int = 1
-    """Unseen views take part in each k-th step, k times as strongly."""
+    """Unseen views take part in one of k steps, k times as strongly."""
     late_depth_weight: float = 0.001
     """Largest weight of the seen depth after the unseen views."""
     reset_at: tuple[int, ...] = (2001,)
@@ -61,10 +63,14 @@ class IPSMSchedule:
         return self._position(step) < self.config.unseen_from
 
     def has_unseen_view(self, step: int) -> bool:
-        """Whether an unseen view takes part: unseen_from < it < unseen_until, each k-th step."""
+        """Whether an unseen view takes part: unseen_from < it < unseen_until, one of k steps.
+
+        Pseudo views have steps of their own in a fixed rhythm. Multiples of the golden ratio fill
+        the unit interval evenly and have no rhythm in common with it, as every k-th step may.
+        """
         config = self.config
         active = config.unseen_from < self._position(step) < config.unseen_until
-        return active and step % config.every_k == 0
+        return active and step * _GOLDEN_RATIO % 1.0 < 1.0 / config.every_k
 
     def ramp(self, step: int) -> float:
         """r(it) in [0, 1]; it does not concern L_geo."""

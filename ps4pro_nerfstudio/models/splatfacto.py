@@ -48,7 +48,7 @@ from ps4pro_nerfstudio.metrics import LazyLPIPS, psnr, ssim
 from ps4pro_nerfstudio.pseudo_views.schedule import sparsity
 from ps4pro_nerfstudio.splatting import rasterization
 from ps4pro_nerfstudio.splatting.free_space import FreeSpace, reaches_into, stands_before
-from ps4pro_nerfstudio.splatting.losses import l1_ssim_loss, loss_weights
+from ps4pro_nerfstudio.splatting.losses import LossWeights, l1_ssim_loss, loss_weights
 
 # Duplicate seed points would have scale zero, whose logarithm is not finite.
 _SMALLEST_SCALE = 1e-7
@@ -383,7 +383,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         if confidence is not None:
             confidence = self._downscale_if_required(confidence[..., None].to(self.device))[..., 0]
         weights = loss_weights(self._valid(batch, height, width), confidence)
-        loss = l1_ssim_loss(prediction, target, self.config.ssim_lambda, weights)
+        loss = self._photometric_loss(prediction, target, weights)
         if "pseudo_weight" in batch:
             loss = loss * batch["pseudo_weight"]
         loss_dict = {"main_loss": loss}
@@ -394,6 +394,12 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             if self.config.use_bilateral_grid:
                 loss_dict["tv_loss"] = 10 * total_variation_loss(self.bil_grids.grids)
         return loss_dict
+
+    def _photometric_loss(
+        self, prediction: Tensor, target: Tensor, weights: LossWeights | None
+    ) -> Tensor:
+        """Disagreement [] of two pictures [H, W, 3]."""
+        return l1_ssim_loss(prediction, target, self.config.ssim_lambda, weights)
 
     def _scale_regularization(self) -> Tensor:
         """Penalty on needles, as in splatfacto (PhysGaussian)."""

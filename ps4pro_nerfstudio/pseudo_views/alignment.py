@@ -181,9 +181,18 @@ def unproject(pixels: Float64, depth: NDArray, camera: TargetCamera) -> Float64:
     return back_project(pixels, depth, camera.camera_to_world, camera.intrinsics)
 
 
-def unaligned(photograph: Photograph) -> PlaneAligned:
-    """A photograph as it was taken, where an aligned one is expected."""
-    return PlaneAligned(photograph.image.astype(np.float32) / 255.0, photograph.valid, np.eye(3))
+def unaligned(photograph: Photograph, size: tuple[int, int]) -> PlaneAligned:
+    """A photograph as it was taken, but of this width and height, instead of an aligned one."""
+    import cv2
+
+    image, valid = photograph.image.astype(np.float32) / 255.0, photograph.valid
+    if size != photograph.size:
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        share = cv2.resize(valid.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+        valid = share > 1.0 - 1e-4
+    # Pixel centres are half-integers: positions are in proportion to the sizes.
+    scale = np.append(np.array(photograph.size) / size, 1.0)
+    return PlaneAligned(image.astype(np.float32), valid, np.diag(scale))
 
 
 class FeatureCache:

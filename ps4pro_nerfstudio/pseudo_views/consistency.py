@@ -8,11 +8,12 @@ point of a frame is looked up in the other frames:
     supported     another frame has a point there, at the same depth
     contradicted  the point stands in front of what another frame sees: it would hide it
 
-and in the photographs that the frame was not made of, where it must show its colour at least once
-if it falls into two or more. A point that is contradicted more often than supported, or that no
-photograph knows, loses its depth. On ray-cast rooms 71 % of such points were off by more than 5 %
-of their depth, against 5 % of the others. Their pixels keep their confidence: what both photographs
-show is mostly near enough (error of colour .025; trusting them no more gained nothing on fern).
+(frames of the same two photographs are not asked: they share their mistakes), and in the
+photographs that the frame was not made of, where it must show its colour at least once if it falls
+into two or more. A point that is contradicted more often than supported, or that no photograph
+knows, loses its depth. On ray-cast rooms 71 % of such points were off by more than 5 % of their
+depth, against 5 % of the others. Their pixels keep their confidence: what both photographs show is
+mostly near enough (error of colour .025; trusting them no more gained nothing on fern).
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def drop_contradicted(
         others = [
             (other, cameras[j])
             for j, other in enumerate(frames)
-            if j != index and other.depth is not None
+            if other.depth is not None
+            # Frames of the same two photographs share their mistakes.
+            and set(other.provenance.source_names) != set(frame.provenance.source_names)
         ]
         balance = _balance(points, cameras[index], others)
         assert frame.image is not None

@@ -355,7 +355,7 @@ class InterpolatedSource:
         aligned: tuple[Aligned, Aligned] = (
             (align(a, target, depth), align(b, target, depth))
             if config.aligned
-            else (unaligned(a), unaligned(b))
+            else (unaligned(a, target.size), unaligned(b, target.size))
         )
         images = (aligned[0].image, aligned[1].image)
         overlap = aligned[0].valid & aligned[1].valid

@@ -55,7 +55,7 @@ from ps4pro_nerfstudio.pseudo_views.sources import (
     make_pseudo_views,
 )
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Raised whenever the files, or the way in which views are made, change."""
 
 _MANIFEST = "manifest.json"
@@ -444,8 +444,13 @@ def _unpack(content: bytes) -> PseudoViewSet:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, without those below it."""
-    return sum(file.stat().st_size for file in folder.iterdir())
+    """Bytes of the files in a folder, without those below it; another run may remove some."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError):
+        for file in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                total += file.stat().st_size
+    return total
 
 
 def _npz(depth: NDArray[np.float32]) -> bytes:

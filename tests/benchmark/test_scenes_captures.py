@@ -160,6 +160,30 @@ def test_the_digest_is_of_the_content(capture, tmp_path):
     assert digest(first) != digest(same)
 
 
+def test_what_trainings_write_into_a_capture_does_not_change_it(tmp_path):
+    """COLMAP's and Blender's captures are trained on where they are."""
+    source = tmp_path / "scene"
+    (source / "sparse").mkdir(parents=True)
+    (source / "sparse/cameras.bin").write_bytes(b"1")
+
+    def digest():
+        return plan_capture(source, 480, source / "outputs/captures").digest
+
+    before = digest()
+    for name in (".ps4pro_cache/points.npz", "outputs/results.jsonl", "outputs/captures/a"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"2")
+    assert digest() == before
+    (source / "sparse/cameras.bin").write_bytes(b"3")
+    assert digest() != before
+
+
+def test_an_archive_beside_the_images_is_none_of_them(tmp_path):
+    source = _llff(tmp_path / "fern", {"images_4": (96, 72)})
+    (source / "images.zip").write_bytes(b"")
+    assert plan_capture(source, 96, tmp_path / "captures").factor == 1
+
+
 def test_a_broken_off_copy_is_not_taken_for_a_whole_one(capture, tmp_path, monkeypatch):
     source = capture()
     planned = plan_capture(source, 32, tmp_path / "captures")

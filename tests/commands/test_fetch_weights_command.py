@@ -130,6 +130,20 @@ def test_full_weights_where_they_are_published(hub: Hub, tmp_path: Path) -> None
     assert "inpainting/unet/diffusion_pytorch_model.fp16.safetensors" in found
 
 
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_half_precision_weights_are_no_full_ones(hub: Hub, tmp_path: Path, in_cache: bool) -> None:
+    """Who has the former and asks for the latter gets what is published of them, once."""
+    output = None if in_cache else tmp_path / "weights"
+    FetchWeights(method="ipsm", output=output, yes=True).run()
+    assert len(hub.calls) == 3
+    for _ in range(2):
+        FetchWeights(method="ipsm", output=output, variant="full", yes=True).run()
+        assert hub.ids[3:] == [TEXT.hub_id]
+    # Full weights serve everybody.
+    FetchWeights(method="ipsm", output=output).run()
+    assert len(hub.calls) == 4
+
+
 def test_the_table_shows_licences_and_sizes(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

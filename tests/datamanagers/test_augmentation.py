@@ -16,6 +16,7 @@ from ps4pro_nerfstudio.datamanagers.augmentation import (
     Control,
     augment,
     dense_observations,
+    make_interpolator,
     sparse_points,
     to_uint8_photo,
 )
@@ -144,6 +145,26 @@ def test_observations_project_to_their_pixels(views: SourceViews, tmp_path: Path
     row, column = np.nonzero(frame.depth)
     np.testing.assert_allclose(pixels, np.stack([column, row], 1) + 0.5, atol=1e-3)
     np.testing.assert_allclose(seen.pixel_size, depth / 120.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ps4pro", "optical-flow", "linear-blend"])
+def test_interpolators_work_where_the_frames_are(name: str) -> None:
+    """A network left on the CPU cannot take frames on a GPU; meta stands in for one."""
+    interpolator = make_interpolator(name, "meta")
+    if isinstance(interpolator, torch.nn.Module):
+        places = {parameter.device.type for parameter in interpolator.parameters()}
+        assert places == {"meta"}
+        assert all(buffer.device.type == "meta" for buffer in interpolator.buffers())
+
+
+@pytest.mark.parametrize("control", ["naive", "linear-blend", "none"])
+def test_photographs_of_two_sizes_are_interpolated(
+    views: SourceViews, tmp_path: Path, control: Control
+) -> None:
+    """The second one is cut by a pixel on each side, as undistortion does it."""
+    images = [views.images[0], views.images[1][:-1, :-1], views.images[2]]
+    made = added(replace(views, images=images), tmp_path, control)
+    assert len(made.pseudo_views) == 2
 
 
 @pytest.mark.parametrize("control", ["linear-blend", "naive", "unweighted"])

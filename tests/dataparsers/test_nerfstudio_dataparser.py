@@ -24,6 +24,11 @@ def _singular(meta):
         row[0] = row[1]
 
 
+def _mirrored(meta):
+    for row in meta["frames"][3]["transform_matrix"][:3]:
+        row[0] = -row[0]
+
+
 def _nan(meta):
     meta["frames"][3]["transform_matrix"][0][3] = float("nan")
 
@@ -40,6 +45,7 @@ def _no_test_list(meta):
 BAD = {
     "no frames": (lambda meta: meta.update(frames=[]), "lists no images"),
     "singular pose": (_singular, "images/003.png.*not a rotation"),
+    "mirrored pose": (_mirrored, r"images/003.png.*not a rotation \(determinant -1"),
     "NaN pose": (_nan, "images/003.png.*NaN"),
     "pose of the wrong shape": (
         _set_frame(1, "transform_matrix", [[1.0, 0.0], [0.0, 1.0]]),
@@ -77,6 +83,18 @@ def _parse(folder, **options):
     config = NerfstudioDataParserConfig(data=folder, load_3D_points=True, **options)
     config._target = CheckedNerfstudio
     return config.setup().get_dataparser_outputs("train")
+
+
+def test_a_capture_of_an_older_processing_is_not_asked_about(capture, monkeypatch):
+    """Upstream asks to write a point cloud into it; a job without a terminal ends there."""
+    folder = capture(points=False)
+    (folder / "colmap/sparse/0").mkdir(parents=True)
+    before = (folder / "transforms.json").read_bytes()
+    monkeypatch.setattr("rich.prompt.Confirm.ask", lambda *args: pytest.fail("asked"))
+    outputs = _parse(folder)
+    assert len(outputs.image_filenames) > 0
+    assert "points3D_xyz" not in outputs.metadata
+    assert (folder / "transforms.json").read_bytes() == before
 
 
 def test_points_move_with_the_poses(capture):

@@ -119,6 +119,14 @@ def test_equal_real_steps_lengthen_the_run_and_the_record_says_so(capture, tmp_p
     text = (trainer.base_dir / "config.yml").read_text()
     assert f"max_num_iterations: {trainer.run_length}" in text
     assert "share: 0.35" in text
+    # Who repeats the run from its record gets the same one.
+    assert "equal_real_steps: false" in text
+    # A resume counts what is left of the longer run.
+    trainer._start_step, config.max_num_iterations = 60, trainer.run_length - 60
+    length = trainer.run_length
+    manager.pseudo_views.schedule.equal_real_steps = True
+    trainer._load_checkpoint()
+    assert trainer.run_length == length
 
 
 def test_losses_of_a_step_name_its_views():

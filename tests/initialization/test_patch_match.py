@@ -313,6 +313,8 @@ def test_depths_are_kept_and_made_anew_when_damaged(known, found, tmp_path, monk
     for index in range(3):
         np.testing.assert_array_equal(one(again, index).depth, one(found, index).depth)
         np.testing.assert_array_equal(one(again, index).confidence, one(found, index).confidence)
+    # What does not change a depth does not change the file.
+    stereo_depths(views(), known, replace(CONFIG, everywhere=False, max_views=7), tmp_path)
     with pytest.raises(TypeError):  # other options, another file
         stereo_depths(views(), known, replace(CONFIG, seed=1), tmp_path)
     monkeypatch.undo()

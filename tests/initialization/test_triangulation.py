@@ -185,6 +185,10 @@ def test_bad_arguments_are_named(scene):
     with pytest.raises(ValueError, match=r"images\[0\]"):
         triangulate_points(**{**scene.arguments, "images": floats})
     poses = scene.camera_to_worlds.copy()
+    mirrored = poses.copy()
+    mirrored[1, :, 0] *= -1.0
+    with pytest.raises(InputError, match="view 1"):
+        triangulate_points(**{**scene.arguments, "camera_to_worlds": mirrored})
     poses[1, 0, 3] = np.nan
     with pytest.raises(InputError, match="view 1"):
         triangulate_points(**{**scene.arguments, "camera_to_worlds": poses})

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.utils import poses
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerElement
 from torch import Tensor
@@ -154,9 +157,10 @@ def test_the_ramp_concerns_depth_and_score_but_not_geometry() -> None:
         assert float(part[name]) == pytest.approx(ratio * float(whole[name]), rel=1e-4), name
 
 
-def test_each_kth_step_weighs_k_times() -> None:
+def test_one_of_k_steps_weighs_k_times() -> None:
     once, rarely = make(), make()
     rarely.config.schedule.every_k = 5
+    assert rarely.schedule.has_unseen_view(ACTIVE)
     whole, fifth = losses_of(once), losses_of(rarely)
     for name in ("geo_loss", "unseen_depth_loss"):
         assert float(fifth[name]) == pytest.approx(5 * float(whole[name]), rel=1e-5)
@@ -238,6 +242,12 @@ def test_sliders_act_on_the_running_training() -> None:
     assert "score_loss" not in losses_of(model)
 
 
+def test_sliders_have_room_for_what_was_configured() -> None:
+    model = make(strict_threshold=0.9, score=InpaintingScoreConfig(guidance=0.5))
+    for slider in (model.threshold_slider, model.guidance_slider):
+        assert slider.min <= slider.value <= slider.max
+
+
 def test_nerfstudio_finds_the_sliders() -> None:
     model = make()
     found = {element.name for _, element in parse_object(model, ViewerElement, "model")}
@@ -260,6 +270,72 @@ def test_a_depth_network_takes_the_place_of_points() -> None:
     assert direct is None or float(direct.abs().max()) == 0.0
 
 
+class Remembers(FakeDepth):
+    """A depth network that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[Tensor] = []
+
+    def inverse_depth(self, image: Tensor) -> Tensor:
+        self.shown.append(image.detach().clone())
+        return super().inverse_depth(image)
+
+
+def test_a_depth_network_sees_a_photograph_with_alpha_alike_whatever_the_background() -> None:
+    photograph = torch.cat([PHOTO, (PHOTO.mean(dim=-1, keepdim=True) > 0.5).float()], dim=-1)
+    shown = []
+    for color in (0.0, 1.0):
+        model = make(background_color="random", unseen_depth_weight=0.0)
+        model._priors["depth"] = prior = Remembers()
+        outputs = model.get_outputs(camera(cam_idx=0))
+        outputs["background"] = torch.full((3,), color)
+        model.get_loss_dict(outputs, {"image": photograph, "image_idx": 0})
+        shown += prior.shown
+    torch.testing.assert_close(shown[0], shown[1], rtol=0, atol=0)
+
+
+def test_the_depth_of_a_network_counts_where_the_photograph_is_valid_only() -> None:
+    mask = torch.ones(HEIGHT, WIDTH, 1, dtype=torch.bool)
+    mask[:, :20] = False
+    spoiled = PHOTO.clone()
+    spoiled[:, :20] = torch.rand(HEIGHT, 20, 3, generator=torch.Generator().manual_seed(5))
+    found = []
+    for photograph in (PHOTO, spoiled):
+        model = make(unseen_depth_weight=0.0, geo_weight=0.0)
+        model._priors["depth"] = FakeDepth()
+        losses = losses_of(model, image=photograph, mask=mask)
+        found.append(float(losses["seen_depth_loss"].detach()))
+    assert found[0] == found[1]
+
+
+def test_the_unseen_camera_follows_the_camera_optimizer() -> None:
+    """It stands beside the corrected seen camera as it stood beside the given one."""
+    model = make(camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"))
+    with torch.no_grad():
+        model.camera_optimizer.pose_adjustment[0] = torch.tensor([0.1, -0.2, 0.05, 0.02, 0.1, 0.0])
+    unseen = UnseenView(camera(0.1), camera(cam_idx=0), 0.02)
+    moved = model.camera_optimizer.apply_to_camera(unseen.source)
+    beside = model._corrected(unseen).camera_to_worlds
+    given = poses.multiply(poses.inverse(camera().camera_to_worlds), camera(0.1).camera_to_worlds)
+    torch.testing.assert_close(poses.multiply(poses.inverse(moved), beside), given)
+    assert not torch.allclose(beside, camera(0.1).camera_to_worlds, atol=0.01)
+    # The camera of the datamanager is left alone.
+    torch.testing.assert_close(unseen.camera.camera_to_worlds, camera(0.1).camera_to_worlds)
+    assert make()._corrected(unseen) is unseen.camera
+
+
+def test_unseen_colors_are_graded_as_the_photograph_is() -> None:
+    """A grid that darkens the render of the photograph darkens what is compared with its warp."""
+    found = []
+    for factor in (1.0, 0.5):
+        model = make(use_bilateral_grid=True, unseen_depth_weight=0.0)
+        with torch.no_grad():
+            model.bil_grids.grids[:, :12] *= factor
+        losses_of(model)
+        found.append(model._unseen_pictures["unseen_rgb"])
+    torch.testing.assert_close(found[1], 0.5 * found[0])
+
+
 def test_dropout_leaves_gaussians_out_of_training_renders_only() -> None:
     model = make(drop_rate=0.4)  # half of it at half of the run
     opacities = model.gauss_params["opacities"].detach().sigmoid().squeeze(-1)
@@ -274,12 +350,33 @@ def test_dropout_leaves_gaussians_out_of_training_renders_only() -> None:
         assert bool((model._opacities(params) == opacities).all())
 
 
+def test_dropout_lets_opaque_gaussians_become_fainter() -> None:
+    """.95 / .8 is cut off at 1; its derivative by the opacity is 1 / .8 all the same."""
+    model = make(drop_rate=0.4)
+    logits = model.gauss_params["opacities"]
+    logits.data[:] = math.log(0.95 / 0.05)
+    drawn = model._opacities(dict(model.gauss_params.items()))
+    assert set(drawn.detach().tolist()) == {0.0, 1.0}
+    (gradient,) = torch.autograd.grad(drawn.sum(), logits)
+    expected = torch.where(drawn > 0, 0.95 * 0.05 / 0.8, 0.0)
+    torch.testing.assert_close(gradient.squeeze(-1), expected)
+
+
 @pytest.mark.parametrize(("num_photographs", "rate"), [(2, 0.4), (3, 0.4), (6, 0.2), (9, 0.0)])
 def test_more_photographs_need_less_dropout(num_photographs: int, rate: float) -> None:
     model = make(num_points=4000, drop_rate=0.8)
     model.num_train_data = num_photographs
     left_out = model._opacities(dict(model.gauss_params.items())) == 0
     assert float(left_out.float().mean()) == pytest.approx(rate, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_downscales": 1}, {"output_depth_during_training": False}, {"score_weight": -1.0}],
+)
+def test_options_that_the_terms_cannot_have_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        IPSMModelConfig(**options)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
@@ -303,6 +400,10 @@ def test_cloth_counts_as_black_in_the_absolute_part_only() -> None:
     parts = l1_ssim_loss(outputs["rgb"], target, 0.0), l1_ssim_loss(outputs["rgb"], white, 1.0)
     expected = 0.4 * float(parts[0].detach()) + 0.6 * float(parts[1].detach())
     assert found == pytest.approx(expected, rel=1e-5)
+    # A pseudo view shows the same cloth.
+    pseudo = {"image": white, "confidence": torch.ones(HEIGHT, WIDTH), "pseudo_weight": 0.5}
+    weighed = float(model.get_loss_dict(outputs, pseudo)["main_loss"].detach())
+    assert weighed == pytest.approx(0.5 * expected, rel=1e-5)
 
 
 def test_cloth_is_dark_with_fifty_dark_pixels_above_it_or_white() -> None:

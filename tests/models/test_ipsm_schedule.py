@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from ps4pro_nerfstudio.models.ipsm_schedule import IPSMSchedule, IPSMScheduleConfig
+from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule, PseudoViewScheduleConfig
 
 LLFF = IPSMSchedule()
 
@@ -44,6 +45,18 @@ def test_every_kth_step_keeps_the_sum_of_weights() -> None:
     every = sum(LLFF.ramp(s) for s in steps if LLFF.has_unseen_view(s))
     each_third = sum(3 * third.ramp(s) for s in steps if third.has_unseen_view(s))
     assert each_third == pytest.approx(every, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("share", "k"), [(1 / 3, 3), (0.35, 4), (0.35, 10), (0.35, 20), (0.5, 2), (0.25, 8)]
+)
+def test_the_rhythm_of_pseudo_views_does_not_change_it(share: float, k: int) -> None:
+    """Pseudo steps have no unseen view; of the others one of k has, whatever their share."""
+    pseudo = PseudoViewSchedule(PseudoViewScheduleConfig(share=share), 10_000, 3, 100)
+    schedule = IPSMSchedule(IPSMScheduleConfig(every_k=k))
+    real = [step for step in range(2001, 9500) if not pseudo.is_pseudo(step)]
+    found = sum(schedule.has_unseen_view(step) for step in real)
+    assert k * found == pytest.approx(len(real), rel=0.03)
 
 
 def test_seen_depth_counts_little_at_the_end() -> None:

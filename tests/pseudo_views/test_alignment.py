@@ -16,6 +16,7 @@ from ps4pro_nerfstudio.pseudo_views.alignment import (
     align,
     matched_points,
     plane_depth,
+    unaligned,
 )
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 
@@ -109,3 +110,17 @@ def test_matches_obey_the_known_cameras(pair: tuple[Photograph, Photograph]) -> 
     assert len(points) >= 20
     distance = np.minimum(np.abs(points[:, 2] - 4.0), np.abs(points[:, 2] - 3.0))
     assert np.median(distance) < 0.05
+
+
+def test_an_unaligned_photograph_has_the_size_of_the_other(
+    pair: tuple[Photograph, Photograph],
+) -> None:
+    """Centres of halved pixels: (.5, .5) lies at (1, 1) of the photograph."""
+    whole = unaligned(pair[0], pair[0].size)
+    np.testing.assert_array_equal(whole.image, pair[0].image.astype(np.float32) / 255.0)
+    half = unaligned(pair[0], (64, 48))
+    assert half.image.shape == (48, 64, 3)
+    assert half.valid.all()
+    block = pair[0].image[:2, :2].mean(axis=(0, 1)) / 255.0
+    np.testing.assert_allclose(half.image[0, 0], block, atol=1e-6)
+    np.testing.assert_allclose(half.source_of(np.array([[0.5, 0.5]])), [[1.0, 1.0]])

@@ -62,6 +62,19 @@ def test_points_that_hide_what_another_frame_sees_are_dropped(
     np.testing.assert_array_equal(checked[0].confidence, frames[0].confidence)
 
 
+def test_frames_of_the_same_photographs_are_no_witnesses(
+    frames: list[PseudoView], three_views: SourceViews
+) -> None:
+    """A wrong patch that a frame shares with its own kind is dropped all the same."""
+    patch = np.s_[8:16, 50:70]
+    floating = at_depth(frames[0], 2.0, patch)
+    alike = [floating, floating, floating, frames[1]]
+    checked = drop_contradicted(alike, photographs(three_views), three_views.names)
+    for frame in checked[:3]:
+        assert frame.depth is not None
+        assert (frame.depth[patch] > 0).mean() < 0.1
+
+
 def test_points_behind_what_another_frame_sees_may_be_hidden_there(
     frames: list[PseudoView], three_views: SourceViews
 ) -> None:

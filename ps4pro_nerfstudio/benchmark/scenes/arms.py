@@ -86,7 +86,7 @@ ARMS |= {
     "ipsm-base": Arm(
         "ipsm-gaussian",
         (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY),
-        "IPSM's base: pseudo views, dense points, its densification, none of its terms",
+        "IPSM's base: pseudo views, dense points, none of its terms",
     ),
     "ipsm-depth": Arm("ipsm-gaussian", (*_OFFLINE, *_NO_GEOMETRY), "base and depth terms"),
     "ipsm-geo": Arm("ipsm-gaussian", (*_OFFLINE, *_NO_DEPTH), "base and geometry term"),
@@ -94,12 +94,12 @@ ARMS |= {
     "ipsm-published-base": Arm(
         "ipsm-gaussian",
         (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY, *_PUBLISHED),
-        "the base of the paper: ipsm-base without what this suite adds to it",
+        "ipsm-base without pseudo views, fading, dropout and wide cameras: nearer to the paper's",
     ),
     "ipsm-published-depth": Arm(
         "ipsm-gaussian",
         (*_OFFLINE, *_NO_GEOMETRY, *_PUBLISHED),
-        "the base of the paper and depth terms",
+        "the same and depth terms",
     ),
     "ipsm-score": Arm(
         "ipsm-gaussian",

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ps4pro_nerfstudio.caches import CAPTURE_CACHE
 from ps4pro_nerfstudio.messages import InputError, say
 
 # 504 pixels count as "about 480": the step to the next whole factor would halve the image.
@@ -96,7 +97,15 @@ def plan_capture(source: Path, max_long_side: int, folder: Path) -> Capture:
         return _plan_nerfstudio(source, max_long_side, folder)
     if (source / "poses_bounds.npy").is_file():
         return _plan_llff(source, max_long_side, folder)
-    files = sorted(path for path in source.rglob("*") if path.is_file())
+    written = folder.resolve().parent
+    # Trainings and this benchmark may write into the capture's folder: they do not change it.
+    files = sorted(
+        path
+        for path in source.rglob("*")
+        if path.is_file()
+        and CAPTURE_CACHE not in path.relative_to(source).parts
+        and not path.is_relative_to(written)
+    )
     if not files:
         raise InputError(f"{source} is empty; --data wants folders of captures")
     say(
@@ -147,8 +156,10 @@ def _llff_folders(source: Path) -> Iterator[tuple[int, list[Path]]]:
     """Images that are k times smaller than photographed, with k, for every folder `images_k`."""
     for folder in sorted(source.glob("images*")):
         match = re.fullmatch(r"images(?:_(\d+))?", folder.name)
+        if match is None or not folder.is_dir():
+            continue
         images = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-        if match and images:
+        if images:
             yield int(match[1] or 1), images
 
 
