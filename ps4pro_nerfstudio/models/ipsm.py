@@ -42,7 +42,6 @@ from ps4pro_nerfstudio.models.splatfacto import (
 from ps4pro_nerfstudio.pseudo_views.schedule import sparsity
 from ps4pro_nerfstudio.splatting.depth_losses import (
     DepthForm,
-    frontmost,
     geometry_consistency_loss,
     inverse_depth_loss,
     pearson,
@@ -416,16 +415,13 @@ class IPSMModel(PS4PROSplatfactoModel):
         known = batch.get("seen_depth")
         if known is None or len(known.depth) == 0:
             return None
-        # The points are in the frame of the poses as given, and so is this camera.
+        # The points are in the frame of the poses as given, and so is this camera. Points that others
+        # hide from it are not left out: stray points before the scene hide more than is gained.
         pixels, known_depth = project_points(known.xyz, unseen.camera)
-        height, width = depth.shape
-        inside = (known_depth > _EPS) & (
-            (pixels >= 0) & (pixels < pixels.new_tensor([width, height]))
-        ).all(dim=-1)
-        pixels, known_depth = pixels[inside], known_depth[inside]
-        front = frontmost(pixels, known_depth, (height, width), self.config.soft_threshold)
+        size = pixels.new_tensor([depth.shape[1], depth.shape[0]])
+        inside = (known_depth > _EPS) & ((pixels >= 0) & (pixels < size)).all(dim=-1)
         return triangulated_depth_loss(
-            depth, pixels[front], known_depth[front], self.config.depth_form
+            depth, pixels[inside], known_depth[inside], self.config.depth_form
         )
 
     def _score_loss(self, colors: Tensor, warped: Tensor, soft: Tensor) -> Tensor:

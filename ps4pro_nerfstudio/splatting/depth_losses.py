@@ -15,7 +15,6 @@ from torch import Tensor
 
 __all__ = [
     "DepthForm",
-    "frontmost",
     "geometry_consistency_loss",
     "inverse_depth_loss",
     "pearson",
@@ -28,8 +27,6 @@ MIN_POINTS = 32
 """With fewer points than this a view has no triangulated depth term."""
 _UNIT_FREE_OFFSET = 0.1
 """c for inverse depths normalised to [0, 1]."""
-_CELL_PX = 8
-"""Side of the cells in which points may hide each other."""
 _HUBER_DELTA = 0.1
 """Relative error of a depth from which on the metric loss grows linearly."""
 
@@ -112,26 +109,6 @@ def triangulated_depth_loss(
             / _HUBER_DELTA
         )
     return torch.stack(parts).sum() if parts else None
-
-
-def frontmost(
-    pixels: Tensor,  # [P, 2] column and row inside the image, centres at half-integers
-    depth: Tensor,  # [P] > 0
-    size: tuple[int, int],  # height, width
-    tolerance: float,
-) -> Tensor:  # [P] bool
-    """Points that no other point of their cell of 8 x 8 pixels hides.
-
-    From another camera than the one that shows them, points of the background fall on the
-    foreground. A point is hidden when it is farther than (1 + tolerance) times the nearest one.
-    """
-    columns = (size[1] + _CELL_PX - 1) // _CELL_PX
-    rows = (size[0] + _CELL_PX - 1) // _CELL_PX
-    cell = (pixels / _CELL_PX).long()
-    index = cell[:, 1] * columns + cell[:, 0]
-    nearest = depth.new_full((rows * columns,), torch.inf)
-    nearest = nearest.scatter_reduce(0, index, depth, "amin")
-    return depth <= (1.0 + tolerance) * nearest[index]
 
 
 def sample_bilinear(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from ps4pro_nerfstudio.splatting.depth_losses import (
     DepthForm,
-    frontmost,
     geometry_consistency_loss,
     inverse_depth_loss,
     pearson,
@@ -153,30 +152,6 @@ def test_few_points_have_no_term() -> None:
     pixels = centres(9, 12)
     assert triangulated_depth_loss(depth, pixels[:31], depth.flatten()[:31]) is None
     assert triangulated_depth_loss(depth, pixels[:32], depth.flatten()[:32]) is not None
-
-
-def test_points_behind_another_one_of_their_cell_are_hidden() -> None:
-    """Cells of 8 pixels; 1.25 is within 30 % of 1, 1.35 is not; other cells hide nothing."""
-    pixels = torch.tensor([[1.0, 1.0], [7.9, 7.9], [4.0, 4.0], [8.1, 1.0], [1.0, 8.1], [11.5, 9.5]])
-    depth = torch.tensor([1.0, 1.25, 1.35, 9.0, 9.0, 9.0])
-    found = frontmost(pixels, depth, (10, 12), tolerance=0.3)
-    assert found.tolist() == [True, True, False, True, True, True]
-    nothing = frontmost(torch.zeros(0, 2), torch.zeros(0), (10, 12), tolerance=0.3)
-    assert nothing.shape == (0,)
-
-
-@settings(deadline=None)
-@given(seed=st.integers(0, 1000), tolerance=st.floats(0.0, 1.0))
-def test_what_is_nearest_is_never_hidden(seed: int, tolerance: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.rand(50, 2, generator=generator) * torch.tensor([12.0, 9.0])
-    depth = torch.rand(50, generator=generator) + 0.1
-    found = frontmost(pixels, depth, (9, 12), tolerance)
-    cells = (pixels // 8).tolist()
-    for cell in {tuple(cell) for cell in cells}:
-        inside = torch.tensor([tuple(other) == cell for other in cells])
-        assert bool(found[inside][depth[inside].argmin()])
-        assert bool((depth[inside & found] <= (1 + tolerance) * depth[inside].min() + 1e-6).all())
 
 
 def test_bilinear_samples_of_a_plane_are_exact() -> None:
