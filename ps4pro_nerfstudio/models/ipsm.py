@@ -415,8 +415,8 @@ class IPSMModel(PS4PROSplatfactoModel):
         known = batch.get("seen_depth")
         if known is None or len(known.depth) == 0:
             return None
-        # The points are in the frame of the poses as given, and so is this camera. Points that others
-        # hide from it are not left out: stray points before the scene hide more than is gained.
+        # The points are in the frame of the poses as given, and so is this camera. Points that
+        # others hide from it stay: where they were left out, stray points hid good ones.
         pixels, known_depth = project_points(known.xyz, unseen.camera)
         size = pixels.new_tensor([depth.shape[1], depth.shape[0]])
         inside = (known_depth > _EPS) & ((pixels >= 0) & (pixels < size)).all(dim=-1)
