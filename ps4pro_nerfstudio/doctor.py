@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ps4pro_nerfstudio.caches import CAPTURE_CACHE, cache_folder
+from ps4pro_nerfstudio.messages import MissingPartError
 
 State = Literal["ok", "optional", "missing"]
 
@@ -143,9 +144,16 @@ def _devices() -> Iterator[Finding]:
         yield Finding(group, "cuda", "none", "optional", "methods train on the CPU")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        from ps4pro_nerfstudio.splatting.adapter import require_kernels
         from ps4pro_nerfstudio.splatting.api import chosen_rasterizer
 
-        yield Finding(group, "rasterizer", f"{chosen_rasterizer(device)} on {device}")
+        chosen = chosen_rasterizer(device)
+        if chosen == "gsplat":
+            require_kernels()
+        yield Finding(group, "rasterizer", f"{chosen} on {device}")
+    except MissingPartError as error:
+        what, _, cure = str(error).partition("; ")
+        yield Finding(group, "rasterizer", what, "missing", cure)
     except Exception as error:
         yield Finding(group, "rasterizer", f"none: {error}", "missing", "pip install numba gsplat")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import ModuleType
 
 import torch
 
@@ -57,3 +58,16 @@ def test_advice_is_printed_with_its_brackets(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     doctor.print_report()
     assert advice in capsys.readouterr().out
+
+
+def test_a_gpu_without_gsplats_kernels_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(
+        "ps4pro_nerfstudio.splatting.api.chosen_rasterizer", lambda device: "gsplat"
+    )
+    backend = ModuleType("gsplat.cuda._backend")
+    backend._C = None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", backend)
+    found = _findings()["rasterizer"]
+    assert found.state == "missing"
+    assert "kernels" in found.value
+    assert "CUDA toolkit" in found.advice

@@ -25,12 +25,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.viewer.viewer import Viewer
 from torch import Tensor
 
 from ps4pro_nerfstudio.dataparsers.split_file import write_split
 from ps4pro_nerfstudio.engine.schedulers import FloatExponentialDecaySchedulerConfig
 from ps4pro_nerfstudio.messages import InputError, MissingPartError, fail, say
+from ps4pro_nerfstudio.splatting.adapter import require_kernels
+from ps4pro_nerfstudio.splatting.api import chosen_rasterizer
 from ps4pro_nerfstudio.viewer.view_losses import ViewKey
 
 if TYPE_CHECKING:
@@ -67,6 +70,9 @@ class PS4PROTrainer(Trainer):
             )
         _choose_device(config)
         super().__init__(config, local_rank, world_size)
+        self.grad_scaler = _GradScaler(
+            "cuda", enabled=self.use_grad_scaler and _on_gpu(self.device)
+        )
 
     @property
     def run_length(self) -> int:
@@ -76,6 +82,11 @@ class PS4PROTrainer(Trainer):
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Set up as upstream; an unusable input ends the command with one line."""
         try:
+            if isinstance(self.config.pipeline.model, SplatfactoModelConfig) and (
+                chosen_rasterizer(self.device) == "gsplat"
+            ):
+                # Before photographs are matched for minutes.
+                require_kernels()
             super().setup(test_mode)
         except (InputError, MissingPartError) as error:
             _remove_empty_run(self.base_dir)
@@ -156,6 +167,18 @@ class PS4PROTrainer(Trainer):
             for other in final_folder.glob("*.ckpt"):
                 if other.name != name:
                     other.unlink()
+
+
+class _GradScaler(torch.amp.GradScaler):
+    """Starts anew where a run on a CPU, which scales nothing, goes on on a GPU."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict:
+            super().load_state_dict(state_dict)
+
+
+def _on_gpu(device: str) -> bool:
+    return torch.device(device).type == "cuda"
 
 
 def losses_of_step(

@@ -76,8 +76,14 @@ def window_average(
     _check_fits("image", image)
     channels = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
     taps = gaussian_taps(image.dtype, image.device)
-    blurred = F.conv2d(channels[:, None], taps.reshape(1, 1, -1, 1))
-    blurred = F.conv2d(blurred, taps.reshape(1, 1, 1, -1))[:, 0]
+    # Channels as groups: a GPU then computes in float32. As a batch they go through cuDNN, which
+    # may round to TF32, and E[x^2] - E[x]^2 does not survive that.
+    groups = len(channels)
+    down, along = (
+        taps.reshape(shape).expand(groups, -1, -1, -1) for shape in ((1, 1, -1, 1), (1, 1, 1, -1))
+    )
+    blurred = F.conv2d(channels[None].contiguous(), down, groups=groups)
+    blurred = F.conv2d(blurred, along, groups=groups)[0]
     return blurred[0] if image.ndim == 2 else blurred.permute(1, 2, 0)
 
 

@@ -3,8 +3,9 @@
 
 gsplat changed the shape of `info["radii"]` from [C, N] to [C, N, 2] (x and y extents) in 1.5, and
 its strategies test the shape of their own version. Two operations of its strategies exist for CUDA
-only; `enable_cpu_strategies` adds them for CPU tensors. Nothing here loads gsplat's CUDA extension:
-where a CUDA compiler but no GPU exists, that would start a build that fails.
+only; `enable_cpu_strategies` adds them for CPU tensors. Nothing but `require_kernels` loads
+gsplat's CUDA extension: where a CUDA compiler but no GPU exists, that would start a build that
+fails.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ps4pro_nerfstudio.messages import MissingPartError
 from ps4pro_nerfstudio.splatting.reference import quaternion_to_rotation
 
 
@@ -47,6 +49,25 @@ def gsplat_rasterization(**arguments: Any) -> tuple[Tensor, Tensor, dict[str, An
     from gsplat.rendering import rasterization
 
     return rasterization(**arguments)
+
+
+def require_kernels() -> None:
+    """Load gsplat's CUDA kernels, which its first use on a machine compiles for minutes.
+
+    Raises:
+        MissingPartError: they cannot be compiled here; says what is missing.
+    """
+    cure = (
+        f"install a CUDA toolkit with nvcc (CUDA {torch.version.cuda}), or gsplat as a wheel with "
+        "kernels, or train on the CPU: --machine.device-type cpu"
+    )
+    try:
+        from gsplat.cuda._backend import _C  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:  # Whatever the compilation raises.
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise MissingPartError(f"gsplat's CUDA kernels: {reason[0]}; {cure}") from error
+    if _C is None:
+        raise MissingPartError(f"gsplat's CUDA kernels are not compiled; {cure}")
 
 
 def relocated(opacities: Tensor, scales: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,8 @@ def test_two_workers_do_the_jobs_at_the_same_time(tmp_path):
             if time.monotonic() > end:
                 return Outcome(error=("the other job did not begin",))
             time.sleep(0.05)
-        return Outcome(record={"key": job.key, "process": os.getpid()})
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return Outcome(record={"key": job.key, "process": os.getpid(), "gpus": gpus})
 
     folder = str(tmp_path)
     jobs = [job(seed=0), job(seed=1), job(method="kills"), job(method="raises")]
@@ -53,6 +54,8 @@ def test_two_workers_do_the_jobs_at_the_same_time(tmp_path):
     assert set(outcomes) == {one.key for one in jobs}
     records = [outcomes[one.key].record for one in jobs[:2]]
     assert all(records), outcomes
+    # Ray would leave all GPUs visible to jobs that ask for none.
+    assert [record["gpus"] for record in records if record is not None] == ["", ""]
     processes = {record["process"] for record in records if record is not None}
     assert len(processes) == 2
     assert os.getpid() not in processes

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,20 @@ def test_processes_get_the_threads_and_the_own_commands():
     given = environment(3)
     assert {given[name] for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")} == {"3"}
     assert given["PATH"].split(os.pathsep)[0] == os.path.dirname(sys.executable)
+
+
+@pytest.mark.parametrize(("device", "visible"), [("cpu", ""), ("cuda", "0,1")])
+def test_who_asks_for_the_cpu_is_evaluated_there(tmp_path, monkeypatch, device, visible):
+    """ns-eval's set-up takes whatever GPU it sees; both processes write down what that is."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    note = "import os; open({!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES']);"
+    seen = [tmp_path / "train.txt", tmp_path / "evaluate.txt"]
+    train, evaluate = (note.format(str(file)) for file in seen)
+    _fake(monkeypatch, train + _TRAIN, evaluate + _evaluation(24.0))
+    arguments = (*job().arguments, "--machine.device-type", device)
+    done = RealWork(tmp_path, threads=1)(replace(job(), arguments=arguments))
+    assert done.error == ()
+    assert [file.read_text() for file in seen] == [visible, visible]
 
 
 def test_jobs_run_side_by_side():

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import ServedView
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
+from ps4pro_nerfstudio.engine import trainer as trainer_module
 from ps4pro_nerfstudio.engine.trainer import PS4PROTrainer, PS4PROTrainerConfig, losses_of_step
 from ps4pro_nerfstudio.methods import ps4pro_splatfacto
 from ps4pro_nerfstudio.viewer.view_losses import ViewKey
@@ -39,6 +41,34 @@ def test_p03_cuda_becomes_cpu_where_there_is_none(tmp_path, capsys):
     trainer = PS4PROTrainer(config)
     assert trainer.device == "cpu"
     assert capsys.readouterr().out.count("ps4pro device: cpu") == 1
+
+
+@pytest.mark.parametrize("kernels", [None, "broken"])
+def test_kernels_that_cannot_be_compiled_are_missed_before_any_work(
+    tmp_path, monkeypatch, capsys, kernels
+):
+    """gsplat compiles its kernels at the first use; without nvcc it has None in their place."""
+    backend = ModuleType("gsplat.cuda._backend")
+    if kernels is None:
+        backend._C = None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", backend)
+    monkeypatch.setattr(trainer_module, "chosen_rasterizer", lambda device: "gsplat")
+    config = _config(tmp_path)
+    config.pipeline.datamanager.data = tmp_path / "no capture"
+    with pytest.raises(SystemExit):
+        PS4PROTrainer(config).setup()
+    said = capsys.readouterr().out
+    assert "gsplat's CUDA kernels" in said
+    assert "--machine.device-type cpu" in said
+
+
+def test_a_scaler_saved_on_a_cpu_is_started_anew(tmp_path):
+    """On a CPU nothing is scaled and nothing saved; torch's own scaler refuses that on a GPU."""
+    scaler = PS4PROTrainer(_config(tmp_path)).grad_scaler
+    scaler._enabled = True
+    scaler.load_state_dict({})
+    with pytest.raises(RuntimeError, match="is empty"):
+        torch.amp.GradScaler.load_state_dict(scaler, {})
 
 
 def test_the_run_length_counts_the_steps_before_a_resume(tmp_path):

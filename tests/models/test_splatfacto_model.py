@@ -261,12 +261,9 @@ def test_fading_ends_as_captures_get_denser(num_views, fading, kept):
 def test_fading_stops_before_the_run_ends():
     """Of 1,000 steps the first 900 fade."""
     model = _model(num_train_data=3, fading=0.1)
-    attributes = TrainingCallbackAttributes(
-        optimizers=None,
-        grad_scaler=None,
-        pipeline=None,
-        trainer=types.SimpleNamespace(run_length=1000),
-    )  # pyright: ignore[reportArgumentType]
+    trainer: Any = types.SimpleNamespace(run_length=1000)
+    optimizers: Any = None
+    attributes = TrainingCallbackAttributes(optimizers, None, None, trainer)  # type: ignore[arg-type]
     (callback,) = _fading_callbacks(model, attributes)
     for step, kept in [(899, 0.9), (900, 1.0), (999, 1.0)]:
         before = model.gauss_params["opacities"].sigmoid().detach().clone()

@@ -60,7 +60,9 @@ def run_on_ray(address: str, *, parallel: int, threads: int, gpus_per_job: float
 
     def execute(work: Work, jobs: list[Job]) -> Iterator[tuple[Job, Outcome]]:
         # A job leaves files behind, so it is not repeated behind our back.
-        do = ray.remote(num_cpus=threads, num_gpus=gpus_per_job, max_retries=0)(_do)
+        do = ray.remote(num_cpus=threads, num_gpus=gpus_per_job, max_retries=0)(
+            _do if gpus_per_job > 0.0 else _do_without_gpus
+        )
         try:
             pending = {do.remote(work, job): job for job in jobs}
             while pending:
@@ -99,4 +101,9 @@ def _start(ray: Any, **options: Any) -> None:
 
 
 def _do(work: Work, job: Job) -> Outcome:
+    return work(job)
+
+
+def _do_without_gpus(work: Work, job: Job) -> Outcome:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them visible.
     return work(job)

@@ -78,7 +78,9 @@ class RealWork:
             shutil.rmtree(leftover, ignore_errors=True)
         folder.mkdir(parents=True)
         command = job.train_command(self.output)
-        training = run_process(command, folder / "train.log", self.threads)
+        # The evaluation takes whatever GPU it sees.
+        hide = "--machine.device-type cpu" in " ".join(job.arguments)
+        training = run_process(command, folder / "train.log", self.threads, hide)
         if training.exit_code != 0:
             return _failed(command, training, folder / "train.log")
         configs = list(folder.glob("*/*/run/config.yml"))
@@ -86,7 +88,7 @@ class RealWork:
             error = "ns-train ended without an error, but left no config.yml"
             return Outcome(error=(error,), command=(*command,))
         command = job.evaluate_command(self.output, configs[0])
-        evaluation = run_process(command, folder / "eval.log", self.threads)
+        evaluation = run_process(command, folder / "eval.log", self.threads, hide)
         if evaluation.exit_code != 0:
             return _failed(command, evaluation, folder / "eval.log")
         measured = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -121,7 +123,7 @@ def make_record(
     }
 
 
-def run_process(command: list[str], log: Path, threads: int) -> Process:
+def run_process(command: list[str], log: Path, threads: int, hide_gpus: bool = False) -> Process:
     """Run a command to its end, its output in `log`, with so many threads for each library."""
     report = log.with_suffix(".json")
     watched = hasattr(os, "wait4")
@@ -133,7 +135,7 @@ def run_process(command: list[str], log: Path, threads: int) -> Process:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=environment(threads),
+            env=environment(threads, hide_gpus),
             check=False,
         )
     seconds = time.perf_counter() - begin
@@ -143,11 +145,12 @@ def run_process(command: list[str], log: Path, threads: int) -> Process:
     return Process(ended["exit_code"], seconds, ended["peak_memory_bytes"])
 
 
-def environment(threads: int) -> dict[str, str]:
+def environment(threads: int, hide_gpus: bool = False) -> dict[str, str]:
     """Environment of this process, with its own commands first and so many threads."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     counts = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    return {**os.environ, "PATH": path, "MPLBACKEND": "agg", "COLUMNS": "200", **counts}
+    given = {**os.environ, "PATH": path, "MPLBACKEND": "agg", "COLUMNS": "200", **counts}
+    return {**given, "CUDA_VISIBLE_DEVICES": ""} if hide_gpus else given
 
 
 def _failed(command: list[str], process: Process, log: Path) -> Outcome:
