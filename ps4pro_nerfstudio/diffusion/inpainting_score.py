@@ -29,7 +29,10 @@ from ps4pro_nerfstudio.diffusion.score import (
     score_loss,
     score_terms,
 )
-from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.messages import InputError, warn
+
+_MANY_DROPPED = 10
+"""Gradients that overflow at first only make the loss scale smaller; so many are no accident."""
 
 
 @dataclass
@@ -107,6 +110,7 @@ class InpaintingScorePrior:
         self._dtype = resolve_dtype(config, self.device)
         self._parts = parts
         self._loss_scale = config.loss_scale
+        self._num_dropped = 0
         self._offload = config.cpu_offload and self.device.type != "cpu"
         for network in (parts.vae, parts.inpainting_unet, parts.text_unet):
             network.requires_grad_(False).eval()
@@ -148,6 +152,12 @@ class InpaintingScorePrior:
         if not bool(torch.isfinite(gradient).all()):
             self._loss_scale = max(0.5 * scale, 1.0)
             gradient = torch.zeros_like(gradient)
+            self._num_dropped += 1
+            if self._num_dropped == _MANY_DROPPED:
+                warn(
+                    f"the score prior's gradient overflowed {_MANY_DROPPED} times and was left out "
+                    "then; --pipeline.model.score.dtype float32 is slower and has room for it"
+                )
         return Score(gradient.to(image.device), value.to(image.device))
 
     def _encode(self, picture: Tensor, generator: torch.Generator) -> Tensor:

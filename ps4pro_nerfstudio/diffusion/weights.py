@@ -32,6 +32,11 @@ from ps4pro_nerfstudio.messages import InputError, MissingPartError, say, warn
 FETCH = "ps4pro fetch-weights ipsm"
 SCORE_FIELD = "--pipeline.model.diffusion"
 DEPTH_FIELD = "--pipeline.model.depth"
+SMALLER = (
+    "--pipeline.model.score.cpu-offload True needs half of it, a smaller "
+    f"--pipeline.model.score.size less, {SCORE_FIELD} off none"
+)
+"""What to do where a GPU's memory is too small."""
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -270,8 +275,11 @@ def _load_score(
     name = f"{inpainting.name} + {text.name}"
     if not config.prompt:
         config.prompt = _prompt(inpainting.folder.parent, device, photograph)
-    parts = load_parts(inpainting.folder, text.folder, name, config, device)
-    prior = InpaintingScorePrior(parts, config, device)
+    try:
+        parts = load_parts(inpainting.folder, text.folder, name, config, device)
+        prior = InpaintingScorePrior(parts, config, device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise InputError(f"{name} does not fit into the GPU's memory; {SMALLER}") from error
     say(f"score prior: {name}")
     return prior
 

@@ -123,6 +123,13 @@ class PS4PROTrainer(Trainer):
             if isinstance(scheduler, FloatExponentialDecaySchedulerConfig):
                 scheduler.run_length = self.run_length
 
+    def train(self) -> None:
+        """Train as upstream; what stops it with advice ends the command with one line."""
+        try:
+            super().train()
+        except InputError as error:
+            fail(str(error))
+
     def train_iteration(self, step: int):
         """Run one iteration whose random numbers depend on (seed, step) alone."""
         torch.manual_seed(self.config.machine.seed * _SEED_STRIDE + step)

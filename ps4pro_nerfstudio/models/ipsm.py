@@ -29,8 +29,9 @@ from ps4pro_nerfstudio.diffusion.catalogue import licences
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig
 from ps4pro_nerfstudio.diffusion.protocol import DepthPrior, ScorePrior
-from ps4pro_nerfstudio.diffusion.weights import open_score_prior
+from ps4pro_nerfstudio.diffusion.weights import SMALLER, open_score_prior
 from ps4pro_nerfstudio.geometry.inverse_warp import Agreement, Interpolation, inverse_warp, visible
+from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.metrics.average_error import average_error
 from ps4pro_nerfstudio.models.ipsm_schedule import IPSMSchedule, IPSMScheduleConfig
 from ps4pro_nerfstudio.models.ipsm_strategy import IPSMStrategy
@@ -431,7 +432,12 @@ class IPSMModel(PS4PROSplatfactoModel):
         prior.config.guidance = float(self.guidance_slider.value)
         generator = torch.Generator(self.device)
         generator.manual_seed(int(torch.randint(1 << 62, ())))
-        score = prior.score(colors.detach(), warped, soft, generator)
+        try:
+            score = prior.score(colors.detach(), warped, soft, generator)
+        except torch.cuda.OutOfMemoryError as error:
+            raise InputError(
+                f"the score prior does not fit into the GPU's memory; {SMALLER}"
+            ) from error
         product = (score.gradient * colors).sum()
         return score.value + product - product.detach()
 

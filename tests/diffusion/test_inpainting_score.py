@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ps4pro_nerfstudio.diffusion import inpainting_score
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, InpaintingScorePrior
 from ps4pro_nerfstudio.diffusion.protocol import ScorePrior
 from ps4pro_nerfstudio.messages import InputError
@@ -205,6 +206,20 @@ def test_an_overflow_gives_zero_and_a_smaller_scale() -> None:
     overflowed = prior.score(*pictures(), seeded())
     assert (overflowed.gradient == 0).all()
     assert prior._loss_scale == 0.5e38
+
+
+def test_overflows_without_end_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VAE whose own values overflow does so with any loss scale."""
+    said: list[str] = []
+    monkeypatch.setattr(inpainting_score, "warn", said.append)
+    parts = fake_parts()
+    prior = InpaintingScorePrior(parts, fake_config(), "cpu")
+    parts.vae.mix.fill_(torch.inf)
+    for _ in range(15):
+        assert (prior.score(*pictures(), seeded()).gradient == 0).all()
+    (line,) = said
+    assert "10 times" in line
+    assert "dtype float32" in line
 
 
 def test_surrogate_reaches_the_render_and_autocast_does_not_reach_the_networks() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import KnownPoints, UnseenView
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.protocol import Score
+from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ipsm_gaussian
 from ps4pro_nerfstudio.models.ipsm import (
     IPSMModel,
@@ -246,6 +247,17 @@ def test_sliders_have_room_for_what_was_configured() -> None:
     model = make(strict_threshold=0.9, score=InpaintingScoreConfig(guidance=0.5))
     for slider in (model.threshold_slider, model.guidance_slider):
         assert slider.min <= slider.value <= slider.max
+
+
+def test_a_prior_too_large_for_the_gpu_says_what_is_smaller() -> None:
+    class TooLarge(FakeScore):
+        def score(self, image: Tensor, warped: Tensor, visible: Tensor, generator) -> Score:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+
+    model = make()
+    model._priors["score"] = TooLarge()
+    with pytest.raises(InputError, match="cpu-offload"):
+        losses_of(model)
 
 
 def test_nerfstudio_finds_the_sliders() -> None:
