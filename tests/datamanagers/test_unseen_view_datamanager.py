@@ -77,10 +77,13 @@ def test_the_unseen_camera_stands_near_the_seen_one(manager: UnseenViewDatamanag
 
 
 def test_the_noise_grows_with_the_training(manager: UnseenViewDatamanager) -> None:
+    """From the smallest noise to the largest, whichever of the two rules for that is in force."""
+    assert manager._unseen is not None
+    largest = manager._unseen.sigma[-1]
     early = [batch["unseen"].sigma for _, batch in real_views(manager, range(10))]
     late = [batch["unseen"].sigma for _, batch in real_views(manager, range(90, 100))]
-    assert max(early) == pytest.approx(0.01)
-    assert 0.044 < min(late) <= max(late) <= 0.05
+    assert max(early) < 0.11 * largest or max(early) == pytest.approx(0.01)
+    assert 0.88 * largest < min(late) <= max(late) <= largest
 
 
 def test_pseudo_views_come_with_neither(manager: UnseenViewDatamanager) -> None:
