@@ -19,6 +19,7 @@ from ps4pro_nerfstudio.initialization.points import SeedPointsConfig
 from ps4pro_nerfstudio.initialization.stereo import StereoConfig
 from ps4pro_nerfstudio.methods import ipsm_gaussian
 from ps4pro_nerfstudio.models.ipsm import project_points
+from ps4pro_nerfstudio.pseudo_views.perturbed import PerturbedCamerasConfig
 from ps4pro_nerfstudio.splatting.free_space import stands_before
 from tests.conftest import write_capture
 
@@ -76,14 +77,19 @@ def test_the_unseen_camera_stands_near_the_seen_one(manager: UnseenViewDatamanag
         assert "cam_idx" not in (unseen.camera.metadata or {})
 
 
-def test_the_noise_grows_with_the_training(manager: UnseenViewDatamanager) -> None:
-    """From the smallest noise to the largest, whichever of the two rules for that is in force."""
+@pytest.mark.parametrize("gap_share", [0.0, 0.3])
+def test_the_noise_grows_with_the_training(tmp_path: Path, gap_share: float) -> None:
+    """To the published .05, or to a share of the gap, which is wider here."""
+    folder = write_capture(tmp_path / "capture", width=160, height=120)
+    unseen = PerturbedCamerasConfig(gap_share=gap_share)
+    manager = make(folder, unseen=unseen)
     assert manager._unseen is not None
-    largest = manager._unseen.sigma[-1]
+    largest = 0.05 if gap_share == 0.0 else float(manager._unseen.sigma[-1])
     early = [batch["unseen"].sigma for _, batch in real_views(manager, range(10))]
     late = [batch["unseen"].sigma for _, batch in real_views(manager, range(90, 100))]
-    assert max(early) < 0.11 * largest or max(early) == pytest.approx(0.01)
+    assert max(early) == pytest.approx(0.01)
     assert 0.88 * largest < min(late) <= max(late) <= largest
+    assert largest > 0.08 or gap_share == 0.0
 
 
 def test_pseudo_views_come_with_neither(manager: UnseenViewDatamanager) -> None:
