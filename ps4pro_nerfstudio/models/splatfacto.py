@@ -6,8 +6,10 @@ one) and differs from it in:
   - rendering through `ps4pro_nerfstudio.splatting.rasterization`, on the device of the parameters;
   - the loss: pixels that are not valid enter neither L1 nor SSIM, and a pseudo view counts with its
     confidence and the weight lambda of the schedule;
-  - densification looks at real views only;
+  - densification looks at real views only, and ends the earlier the fewer there are;
+  - no Gaussian of a few photographs is large beside its distance from their cameras;
   - opacities fade, the more the fewer photographs there are, until the last part of the run;
+  - what no photograph shows has the colour of its direction in the photographs;
   - checkpoints: complete (strategy state included), strict, and resumed in place.
 """
 
@@ -47,12 +49,17 @@ from ps4pro_nerfstudio.messages import InputError, say
 from ps4pro_nerfstudio.metrics import LazyLPIPS, psnr, ssim
 from ps4pro_nerfstudio.pseudo_views.schedule import sparsity
 from ps4pro_nerfstudio.splatting import rasterization
+from ps4pro_nerfstudio.splatting.background import (
+    background_colors,
+    fit_to_photographs,
+    pixel_directions,
+)
 from ps4pro_nerfstudio.splatting.free_space import FreeSpace, reaches_into, stands_before
 from ps4pro_nerfstudio.splatting.losses import LossWeights, l1_ssim_loss, loss_weights
 
 # Duplicate seed points would have scale zero, whose logarithm is not finite.
 _SMALLEST_SCALE = 1e-7
-# Steps between two looks at the space that is known to be empty.
+# Steps between two looks at the space that is known to be empty, and at the size of Gaussians.
 _CLEAR_EVERY = 20
 # Parts of older checkpoints that hold metrics, not the scene.
 _METRIC_PREFIXES = ("lpips.", "psnr.", "ssim.")
@@ -68,6 +75,19 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     densify_until: float = 0.5
     """Fraction of the run after which Gaussians are no longer added, and removed only from space
     that is known to be empty (stop_split_at bounds it as well)."""
+    densify_steps_per_view: int | None = 350
+    """The same bound in steps for each photograph: what a few photographs leave open after that
+    many looks at them is noise, and more Gaussians would learn it by heart. It binds up to 7
+    photographs in 5,000 steps, up to 42 in 30,000; None leaves it out."""
+    max_angular_scale: float = 0.2
+    """Largest standard deviation of a Gaussian, as a share of its distance from the nearest
+    photograph's camera, with fewer than 40 photographs. A few of them see a sheet that is many
+    times wider than the scene at their rim only; the view beside them sees nothing else. 0 leaves
+    it out."""
+    unseen_color: Literal["photographs", "background"] = "photographs"
+    """What evaluation and viewer show where nothing stands: with fewer than 40 opaque photographs
+    and a random background the colour that they have in that direction on average, or viser's
+    background as splatfacto."""
     fading: float = 0.002
     """Share of its opacity that each Gaussian loses after a step. What several photographs show
     grows back at once; haze and needles, which few of them hold in place, do not (opacity decay of
@@ -85,6 +105,14 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     """Load a checkpoint whose parameters do not match; what is missing keeps its initial value."""
 
     def __post_init__(self) -> None:
+        if self.densify_steps_per_view is not None and self.densify_steps_per_view < 0:
+            raise ValueError(
+                f"densify_steps_per_view must not be negative, got {self.densify_steps_per_view}"
+            )
+        if not self.max_angular_scale >= 0.0:
+            raise ValueError(
+                f"max_angular_scale must not be negative, got {self.max_angular_scale}"
+            )
         if not 0.0 <= self.fading < 1.0:
             raise ValueError(f"fading must lie in [0, 1), got {self.fading}")
         if not 0.0 <= self.fading_until <= 1.0:
@@ -122,6 +150,8 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             self.bil_grids = BilateralGrid(
                 num=self.num_train_data, grid_X=grid_x, grid_Y=grid_y, grid_W=grid_w
             )
+        # Colour of what no photograph shows, [4, 3]; None: the background's.
+        self.background_fit: Tensor | None = None
         self.strategy = self._make_strategy()
         self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
 
@@ -183,17 +213,39 @@ class PS4PROSplatfactoModel(SplatfactoModel):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Upstream's callbacks, fading, and space that stays empty.
+        """Upstream's callbacks, fading, bounded scales, and space that stays empty.
 
-        The end of densification follows the length of the run.
+        The end of densification follows the length of the run and the number of photographs.
         """
         trainer = training_callback_attributes.trainer
         run_length = getattr(trainer, "run_length", None)
-        if run_length is not None:
-            last = int(self.config.densify_until * run_length)
-            self.strategy.refine_stop_iter = min(self.config.stop_split_at, last)
-        callbacks = super().get_training_callbacks(training_callback_attributes)
         manager: Any = getattr(training_callback_attributes.pipeline, "datamanager", None)
+        bounds = [self.config.stop_split_at]
+        if run_length is not None:
+            bounds.append(int(self.config.densify_until * run_length))
+        per_view = self.config.densify_steps_per_view
+        if per_view is not None:
+            bounds.append(per_view * self.num_train_data)
+        self.strategy.refine_stop_iter = min(bounds)
+        callbacks = super().get_training_callbacks(training_callback_attributes)
+        is_sparse = sparsity(self.num_train_data) > 0.0
+        if self.config.unseen_color == "photographs" and is_sparse and manager is not None:
+            self.background_fit = fit_to_photographs(
+                manager.cached_train, manager.train_dataset.cameras
+            )
+        if self.config.max_angular_scale > 0.0 and is_sparse and manager is not None:
+            centres = manager.train_dataset.cameras.camera_to_worlds[:, :3, 3]
+
+            def bound(step: int) -> None:
+                self.bound_scales(centres)
+
+            callbacks.append(
+                TrainingCallback(
+                    [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+                    bound,
+                    update_every_num_iters=_CLEAR_EVERY,
+                )
+            )
         free = getattr(manager, "free_space", None)
         if free is not None:
             callbacks.append(
@@ -227,6 +279,14 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         # With o = sigmoid(x) and q = 1 - share, log(qo / (1 - qo)) = log q - log(exp(-x) + share).
         lost = torch.full_like(logits, math.log(share))
         logits.copy_(math.log1p(-share) - torch.logaddexp(-logits, lost))
+
+    @torch.no_grad()
+    def bound_scales(self, centres: Tensor) -> None:
+        """Shrink what is too large for its distance from the nearest of the cameras [C, 3]."""
+        params = self.gauss_params
+        distance = torch.cdist(params["means"], centres.to(params["means"])).amin(dim=1)
+        largest = (self.config.max_angular_scale * distance).clamp_min(_SMALLEST_SCALE)
+        params["scales"].clamp_(max=largest.log()[:, None])
 
     @torch.no_grad()
     def clear(self, free: FreeSpace) -> None:
@@ -274,7 +334,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         self.last_size = (height, width)
 
         with_depth = config.output_depth_during_training or not self.training
-        background = self._get_background_color()
+        background = self._background(camera_to_worlds, intrinsics, (width, height))
         render, alpha, self.info = self._rasterize(
             params,
             world_to_camera(camera_to_worlds.to(self.device)),
@@ -304,6 +364,17 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             depth = render[..., 3:4]
             outputs["depth"] = torch.where(alpha > 0, depth, depth.detach().max()).squeeze(0)
         return outputs
+
+    def _background(
+        self, camera_to_worlds: Tensor, intrinsics: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """Background of one camera, [3], or [H, W, 3] where it is that of the photographs."""
+        fit = self.background_fit
+        is_plain = self.training or self.crop_box is not None
+        if fit is None or is_plain or self.config.background_color != "random":
+            return self._get_background_color()
+        directions = pixel_directions(camera_to_worlds[0].to(intrinsics), intrinsics[0], size)
+        return background_colors(fit.to(directions), directions)
 
     def _rasterize(
         self,
@@ -459,8 +530,11 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         self.step = step
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Strategy state, for an exact resume. Plain containers and tensors only."""
-        return {"strategy": dict(self.strategy_state)}
+        """Strategy state, for an exact resume, and the colour of what no photograph shows.
+
+        Plain containers and tensors only.
+        """
+        return {"strategy": dict(self.strategy_state), "background_fit": self.background_fit}
 
     def set_extra_state(self, state: Any) -> None:
         """Restore `get_extra_state`; checkpoints of plain splatfacto have none."""
@@ -470,6 +544,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in state["strategy"].items()
         }
+        self.background_fit = state.get("background_fit")
 
     def load_state_dict(self, dict: Mapping[str, Any], **kwargs):  # type: ignore[override]
         """Load in place: parameters keep their identity, so optimizers stay bound to them.

@@ -124,6 +124,11 @@ def test_one_depth_network_serves_the_initial_points_and_the_losses(
     }
 
 
+def test_densification_ends_with_the_steps_of_three_photographs(scene: Path) -> None:
+    trainer = set_up(scene, "off", densify_steps_per_view=1)
+    assert trainer.pipeline.model.strategy.refine_stop_iter == 3 < LENGTH // 2
+
+
 def test_space_around_the_cameras_is_kept_empty(scene: Path) -> None:
     """Gaussians put before a camera are gone after the step that looks for them."""
     trainer = set_up(scene, "off")

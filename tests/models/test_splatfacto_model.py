@@ -111,6 +111,69 @@ def test_sh_coefficients_above_the_degree_get_no_gradient():
     assert gradient[:, 3:].abs().sum() == 0
 
 
+# ---------------------------------------------------------------- what nothing stands in
+
+
+def _looking_away(model) -> dict[str, Any]:
+    """Outputs of a camera that has all Gaussians behind it."""
+    pose = torch.from_numpy(look_at(np.array([0.0, 2.0, 0.0]), np.array([0.0, 4.0, 0.0]))[:3])
+    camera = _camera()
+    camera.camera_to_worlds = pose[None].float()
+    return model.get_outputs(camera)
+
+
+def test_what_no_photograph_shows_has_the_colour_of_its_direction():
+    """Along +y the fit is (.7, .5, .3); in training the background stays random."""
+    model = _model()
+    fit = torch.tensor([[0.5, 0.5, 0.5], [0, 0, 0], [0.2, 0, -0.2], [0, 0, 0]])
+    model.background_fit = fit
+    outputs = _looking_away(model.eval())
+    assert float(outputs["accumulation"].max()) == 0.0
+    middle = outputs["rgb"][HEIGHT // 2, WIDTH // 2]
+    torch.testing.assert_close(middle.detach(), torch.tensor([0.7, 0.5, 0.3]), rtol=0, atol=1e-3)
+    assert torch.equal(outputs["rgb"], outputs["background"])
+    model.train().step_cb(_optimizers(model), 0)
+    first, second = (_looking_away(model)["rgb"] for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_a_background_that_was_asked_for_is_kept():
+    model = _model(background_color="white").eval()
+    model.background_fit = torch.full((4, 3), 0.1)
+    assert float(_looking_away(model)["rgb"].min()) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("num_views", "unseen_color", "is_fitted"),
+    [(3, "photographs", True), (40, "photographs", False), (3, "background", False)],
+)
+def test_the_background_of_few_photographs_is_fitted_and_kept(num_views, unseen_color, is_fitted):
+    model = _model(num_train_data=num_views, unseen_color=unseen_color)
+    _fit_grey_background(model)
+    loaded = _model(num_train_data=num_views)
+    loaded.load_state_dict(model.state_dict())
+    if is_fitted:
+        assert model.background_fit is not None
+        assert loaded.background_fit is not None
+        assert torch.equal(loaded.background_fit, model.background_fit)
+        torch.testing.assert_close(
+            _looking_away(loaded.eval())["rgb"].detach(), torch.full((HEIGHT, WIDTH, 3), 0.6)
+        )
+    else:
+        assert model.background_fit is None
+        assert loaded.background_fit is None
+
+
+def _fit_grey_background(model) -> None:
+    manager = types.SimpleNamespace(
+        cached_train=[{"image": torch.full((HEIGHT, WIDTH, 3), 0.6)}],
+        train_dataset=types.SimpleNamespace(cameras=_camera()),
+    )
+    pipeline: Any = types.SimpleNamespace(datamanager=manager)
+    nothing: Any = None
+    model.get_training_callbacks(TrainingCallbackAttributes(nothing, None, pipeline, nothing))  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------- loss
 
 
@@ -222,7 +285,7 @@ def test_p15_pseudo_views_do_not_steer_densification():
 
 
 def test_densification_ends_with_the_fraction_of_the_run():
-    model = _model()
+    model = _model(num_train_data=100)
     trainer: Any = types.SimpleNamespace(run_length=1000)
     attributes = TrainingCallbackAttributes(
         optimizers=_optimizers(model), grad_scaler=None, pipeline=None, trainer=trainer
@@ -232,6 +295,61 @@ def test_densification_ends_with_the_fraction_of_the_run():
     trainer.run_length = 100_000
     model.get_training_callbacks(attributes)
     assert model.strategy.refine_stop_iter == 15_000
+
+
+@pytest.mark.parametrize(
+    ("num_views", "per_view", "end"),
+    [(3, 350, 1050), (8, 350, 2500), (3, None, 2500), (3, 0, 0)],  # 8: half of the run comes first
+)
+def test_densification_ends_with_steps_per_photograph(num_views, per_view, end):
+    model = _model(num_train_data=num_views, densify_steps_per_view=per_view)
+    trainer: Any = types.SimpleNamespace(run_length=5000)
+    optimizers: Any = None
+    model.get_training_callbacks(
+        TrainingCallbackAttributes(optimizers, None, None, trainer)  # type: ignore[arg-type]
+    )
+    assert model.strategy.refine_stop_iter == end
+
+
+def test_steps_per_photograph_are_not_negative():
+    with pytest.raises(ValueError, match="densify_steps_per_view must not be negative, got -1"):
+        PS4PROSplatfactoModelConfig(densify_steps_per_view=-1)
+
+
+@pytest.mark.parametrize("share", [-0.1, math.nan])
+def test_angular_scales_are_not_negative(share):
+    with pytest.raises(ValueError, match="max_angular_scale must not be negative"):
+        PS4PROSplatfactoModelConfig(max_angular_scale=share)
+
+
+def test_scales_are_bounded_by_the_distance_from_the_nearest_camera():
+    """From cameras at 0 and 10 along x, 2 and 9 stand at 2 and 1: bounds .4 and .2 with a fifth."""
+    model = _model(num_points=3)
+    model.gauss_params["means"].data = torch.tensor([[2.0, 0, 0], [9.0, 0, 0], [0.0, 0, 0]])
+    scales = torch.tensor([[1.0, 0.1, 0.39], [0.3, 0.21, 5.0], [1.0, 1.0, 1.0]])
+    model.gauss_params["scales"].data = scales.log()
+    model.bound_scales(torch.tensor([[0.0, 0, 0], [10.0, 0, 0]]))
+    bounded = model.gauss_params["scales"].detach().exp()
+    expected = torch.tensor([[0.4, 0.1, 0.39], [0.2, 0.2, 0.2], [1e-7, 1e-7, 1e-7]])
+    torch.testing.assert_close(bounded, expected)
+
+
+@pytest.mark.parametrize(
+    ("num_views", "share", "is_bounded"), [(3, 0.2, True), (3, 0.0, False), (40, 0.2, False)]
+)
+def test_scales_are_bounded_with_few_photographs(num_views, share, is_bounded):
+    model = _model(num_train_data=num_views, max_angular_scale=share)
+    model.gauss_params["scales"].data.fill_(3.0)
+    manager = types.SimpleNamespace(
+        cached_train=[{"image": _photo()}], train_dataset=types.SimpleNamespace(cameras=_camera())
+    )
+    pipeline: Any = types.SimpleNamespace(datamanager=manager)
+    nothing: Any = None
+    attributes = TrainingCallbackAttributes(nothing, None, pipeline, nothing)  # type: ignore[arg-type]
+    for callback in model.get_training_callbacks(attributes):
+        if callback.func.__name__ == "bound":
+            callback.run_callback_at_location(20, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+    assert bool((model.gauss_params["scales"] < 3.0).all()) == is_bounded
 
 
 def test_fading_takes_a_share_of_each_opacity():

@@ -19,9 +19,19 @@ _NO_GEOMETRY = (_GEOMETRY, "0")
 _OFFLINE = ("--pipeline.model.diffusion", "off", "--pipeline.model.depth", "triangulated")
 _NO_DENSE_POINTS = ("--pipeline.datamanager.dense-points.enabled", "False")
 _NO_FADING = ("--pipeline.model.fading", "0")
+# Densification, scales and what no photograph shows as in splatfacto.
+_UNBOUNDED = (
+    "--pipeline.model.densify-steps-per-view",
+    "None",
+    "--pipeline.model.max-angular-scale",
+    "0",
+    "--pipeline.model.unseen-color",
+    "background",
+)
+_AS_SPLATFACTO = (*_NO_FADING, *_UNBOUNDED)
 _PUBLISHED = (
     *_NO_PSEUDO_VIEWS,
-    *_NO_FADING,
+    *_AS_SPLATFACTO,
     "--pipeline.model.drop-rate",
     "0",
     "--pipeline.datamanager.unseen.gap-share",
@@ -42,18 +52,30 @@ class Arm:
 
 def _control(name: str, description: str) -> Arm:
     control = ("--pipeline.datamanager.pseudo-views.control", name)
-    return Arm("ps4pro-splatfacto", (*control, *_NO_DENSE_POINTS, *_NO_FADING), description)
+    return Arm("ps4pro-splatfacto", (*control, *_NO_DENSE_POINTS, *_AS_SPLATFACTO), description)
 
 
 ARMS: dict[str, Arm] = {
     "plain": Arm(
         "ps4pro-splatfacto",
-        (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS, *_NO_FADING),
+        (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS, *_AS_SPLATFACTO),
         "splatfacto on the photographs alone",
     ),
-    "ps4pro": Arm("ps4pro-splatfacto", (), "pseudo views, dense points and fading, as shipped"),
+    "ps4pro": Arm("ps4pro-splatfacto", (), "pseudo views, dense points and the rest, as shipped"),
     "plain-fading": Arm(
-        "ps4pro-splatfacto", (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS), "plain, but with fading"
+        "ps4pro-splatfacto",
+        (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS, *_UNBOUNDED),
+        "plain, but with fading",
+    ),
+    "plain-bounded": Arm(
+        "ps4pro-splatfacto",
+        (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS),
+        "plain, but with fading, bounded densification and scales, and colours of the unseen",
+    ),
+    "unbounded": Arm(
+        "ps4pro-splatfacto",
+        _UNBOUNDED,
+        "as shipped, but densification, scales and unseen regions as in plain",
     ),
     "no-fading": Arm("ps4pro-splatfacto", _NO_FADING, "as shipped, but without fading"),
     "equal-points": Arm(
@@ -61,8 +83,8 @@ ARMS: dict[str, Arm] = {
         ("--pipeline.datamanager.dense-points.as-many-as-sparse", "True"),
         "as shipped, but with no more initial points than plain has",
     ),
-    "points": Arm("ps4pro-splatfacto", (*_NO_PSEUDO_VIEWS, *_NO_FADING), "dense points only"),
-    "views": Arm("ps4pro-splatfacto", (*_NO_DENSE_POINTS, *_NO_FADING), "pseudo views only"),
+    "points": Arm("ps4pro-splatfacto", (*_NO_PSEUDO_VIEWS, *_AS_SPLATFACTO), "dense points only"),
+    "views": Arm("ps4pro-splatfacto", (*_NO_DENSE_POINTS, *_AS_SPLATFACTO), "pseudo views only"),
     "linear-blend": _control(
         "linear-blend", "control: aligned photographs, blended, every pixel trusted"
     ),
@@ -94,7 +116,7 @@ ARMS |= {
     "ipsm-published-base": Arm(
         "ipsm-gaussian",
         (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY, *_PUBLISHED),
-        "ipsm-base without pseudo views, fading, dropout and wide cameras: nearer to the paper's",
+        "ipsm-base without what it has beyond the paper: pseudo views, fading, dropout and so on",
     ),
     "ipsm-published-depth": Arm(
         "ipsm-gaussian",
