@@ -26,7 +26,7 @@ class DensePointsConfig:
     """Add points where the photographs show the same surface; False keeps sparse points only."""
     spacing_px: float = 2.0
     """Distance between neighbouring points, in pixels of the frames that they come from."""
-    max_points: int = 150_000
+    max_points: int = 300_000
     """Most points, sparse ones included; sparse points always stay, dense ones are drawn at random
     from what is left."""
     as_many_as_sparse: bool = False
