@@ -85,9 +85,9 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     times wider than the scene at their rim only; the view beside them sees nothing else. 0 leaves
     it out."""
     unseen_color: Literal["photographs", "background"] = "photographs"
-    """What evaluation and viewer show where nothing stands: with fewer than 40 opaque photographs
-    and a random background the colour that they have in that direction on average, or viser's
-    background as splatfacto."""
+    """What evaluation and ns-render show where nothing stands: with fewer than 40 opaque
+    photographs and a random background the colour that they have in that direction on average, or
+    one colour as splatfacto. The viewer shows its own."""
     fading: float = 0.002
     """Share of its opacity that each Gaussian loses after a step. What several photographs show
     grows back at once; haze and needles, which few of them hold in place, do not (opacity decay of
@@ -152,6 +152,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             )
         # Colour of what no photograph shows, [4, 3]; None: the background's.
         self.background_fit: Tensor | None = None
+        self._is_for_viewer = False
         self.strategy = self._make_strategy()
         self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
 
@@ -365,12 +366,18 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             outputs["depth"] = torch.where(alpha > 0, depth, depth.detach().max()).squeeze(0)
         return outputs
 
+    def set_background(self, background_color: Tensor) -> None:
+        """Take the viewer's colour, which it sets before each of its renders: it shows there."""
+        super().set_background(background_color)
+        self._is_for_viewer = True
+
     def _background(
         self, camera_to_worlds: Tensor, intrinsics: Tensor, size: tuple[int, int]
     ) -> Tensor:
         """Background of one camera, [3], or [H, W, 3] where it is that of the photographs."""
         fit = self.background_fit
-        is_plain = self.training or self.crop_box is not None
+        is_plain = self.training or self._is_for_viewer or self.crop_box is not None
+        self._is_for_viewer = False
         if fit is None or is_plain or self.config.background_color != "random":
             return self._get_background_color()
         directions = pixel_directions(camera_to_worlds[0].to(intrinsics), intrinsics[0], size)

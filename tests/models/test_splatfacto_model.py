@@ -143,6 +143,16 @@ def test_a_background_that_was_asked_for_is_kept():
     assert float(_looking_away(model)["rgb"].min()) == 1.0
 
 
+def test_the_viewer_shows_its_own_background():
+    """It sets the colour before each of its renders; the next evaluation is as before."""
+    model = _model().eval()
+    model.background_fit = torch.tensor([[0.6] * 3, [0.0] * 3, [0.0] * 3, [0.0] * 3])
+    model.set_background(torch.tensor([0.0, 1.0, 0.0]))
+    for shown in [(0.0, 1.0, 0.0), (0.6, 0.6, 0.6)]:
+        pixel = _looking_away(model)["rgb"][0, 0].detach()
+        torch.testing.assert_close(pixel, torch.tensor(shown))
+
+
 @pytest.mark.parametrize(
     ("num_views", "unseen_color", "is_fitted"),
     [(3, "photographs", True), (40, "photographs", False), (3, "background", False)],
