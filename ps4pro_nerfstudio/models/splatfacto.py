@@ -61,6 +61,8 @@ from ps4pro_nerfstudio.splatting.losses import LossWeights, l1_ssim_loss, loss_w
 _SMALLEST_SCALE = 1e-7
 # Steps between two looks at the space that is known to be empty, and at the size of Gaussians.
 _CLEAR_EVERY = 20
+# A scene that starts from fewer points has to grow first.
+_FEW_POINTS = 10_000
 # Parts of older checkpoints that hold metrics, not the scene.
 _METRIC_PREFIXES = ("lpips.", "psnr.", "ssim.")
 
@@ -78,7 +80,8 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     densify_steps_per_view: int | None = 350
     """The same bound in steps for each photograph: what a few photographs leave open after that
     many looks at them is noise, and more Gaussians would learn it by heart. It binds up to 7
-    photographs in 5,000 steps, up to 42 in 30,000; None leaves it out."""
+    photographs in 5,000 steps, up to 42 in 30,000, and only where training starts from 10,000
+    points or more; None leaves it out."""
     max_angular_scale: float = 0.2
     """Largest standard deviation of a Gaussian, as a share of its distance from the nearest
     photograph's camera, with fewer than 40 photographs. A few of them see a sheet that is many
@@ -164,7 +167,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         else:
             means = (torch.rand(config.num_random, 3) - 0.5) * config.random_scale
             rgb = torch.zeros(0, 3)
-        num_points = len(means)
+        num_points = self._num_initial = len(means)
         if len(rgb) != num_points:  # a point cloud may come without colours
             rgb = torch.rand(num_points, 3)
         neighbours = min(3, num_points - 1)
@@ -225,7 +228,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         if run_length is not None:
             bounds.append(int(self.config.densify_until * run_length))
         per_view = self.config.densify_steps_per_view
-        if per_view is not None:
+        if per_view is not None and self._num_initial >= _FEW_POINTS:
             bounds.append(per_view * self.num_train_data)
         self.strategy.refine_stop_iter = min(bounds)
         callbacks = super().get_training_callbacks(training_callback_attributes)

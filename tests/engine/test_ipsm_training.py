@@ -124,7 +124,10 @@ def test_one_depth_network_serves_the_initial_points_and_the_losses(
     }
 
 
-def test_densification_ends_with_the_steps_of_three_photographs(scene: Path) -> None:
+def test_densification_ends_with_the_steps_of_three_photographs(
+    scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ps4pro_nerfstudio.models.splatfacto._FEW_POINTS", 1000)
     trainer = set_up(scene, "off", densify_steps_per_view=1)
     assert trainer.pipeline.model.strategy.refine_stop_iter == 3 < LENGTH // 2
 

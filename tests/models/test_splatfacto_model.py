@@ -308,11 +308,17 @@ def test_densification_ends_with_the_fraction_of_the_run():
 
 
 @pytest.mark.parametrize(
-    ("num_views", "per_view", "end"),
-    [(3, 350, 1050), (8, 350, 2500), (3, None, 2500), (3, 0, 0)],  # 8: half of the run comes first
+    ("num_points", "num_views", "per_view", "end"),
+    [
+        (10_000, 3, 350, 1050),
+        (10_000, 8, 350, 2500),  # half of the run comes first
+        (9_999, 3, 350, 2500),  # few points have to grow first
+        (10_000, 3, None, 2500),
+        (10_000, 3, 0, 0),
+    ],
 )
-def test_densification_ends_with_steps_per_photograph(num_views, per_view, end):
-    model = _model(num_train_data=num_views, densify_steps_per_view=per_view)
+def test_densification_ends_with_steps_per_photograph(num_points, num_views, per_view, end):
+    model = _model(num_points, num_train_data=num_views, densify_steps_per_view=per_view)
     trainer: Any = types.SimpleNamespace(run_length=5000)
     optimizers: Any = None
     model.get_training_callbacks(

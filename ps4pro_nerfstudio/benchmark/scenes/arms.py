@@ -70,7 +70,7 @@ ARMS: dict[str, Arm] = {
     "plain-bounded": Arm(
         "ps4pro-splatfacto",
         (*_NO_PSEUDO_VIEWS, *_NO_DENSE_POINTS),
-        "plain, but with fading, bounded densification and scales, and colours of the unseen",
+        "plain, but with fading, bounded scales and colours of the unseen",
     ),
     "unbounded": Arm(
         "ps4pro-splatfacto",
