@@ -16,7 +16,7 @@ one) and differs from it in:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -54,11 +54,10 @@ from ps4pro_nerfstudio.splatting.background import (
     fit_to_photographs,
     pixel_directions,
 )
+from ps4pro_nerfstudio.splatting.bounds import SMALLEST_SCALE, bound_scales_, fade_
 from ps4pro_nerfstudio.splatting.free_space import FreeSpace, reaches_into, stands_before
 from ps4pro_nerfstudio.splatting.losses import LossWeights, l1_ssim_loss, loss_weights
 
-# Duplicate seed points would have scale zero, whose logarithm is not finite.
-_SMALLEST_SCALE = 1e-7
 # Steps between two looks at the space that is known to be empty, and at the size of Gaussians.
 _CLEAR_EVERY = 20
 # A scene that starts from fewer points has to grow first.
@@ -173,7 +172,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         neighbours = min(3, num_points - 1)
         distances, _ = self.k_nearest_sklearn(means, neighbours)
         mean_distance = torch.from_numpy(distances).mean(-1, keepdim=True)
-        scales = mean_distance.clamp_min(_SMALLEST_SCALE).log().repeat(1, 3)
+        scales = mean_distance.clamp_min(SMALLEST_SCALE).log().repeat(1, 3)
         # Without harmonics a colour is the sigmoid of its parameter.
         features_dc = RGB2SH(rgb) if config.sh_degree > 0 else torch.logit(rgb, eps=1e-10)
         features_rest = torch.zeros(num_points, num_sh_bases(config.sh_degree) - 1, 3)
@@ -232,65 +231,33 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             bounds.append(per_view * self.num_train_data)
         self.strategy.refine_stop_iter = min(bounds)
         callbacks = super().get_training_callbacks(training_callback_attributes)
+        params, config = self.gauss_params, self.config
         is_sparse = sparsity(self.num_train_data) > 0.0
-        if self.config.unseen_color == "photographs" and is_sparse and manager is not None:
+        if config.unseen_color == "photographs" and is_sparse and manager is not None:
             self.background_fit = fit_to_photographs(
                 manager.cached_train, manager.train_dataset.cameras
             )
-        if self.config.max_angular_scale > 0.0 and is_sparse and manager is not None:
+        if config.max_angular_scale > 0.0 and is_sparse and manager is not None:
             centres = manager.train_dataset.cameras.camera_to_worlds[:, :3, 3]
 
             def bound(step: int) -> None:
-                self.bound_scales(centres)
+                share = config.max_angular_scale
+                bound_scales_(params["scales"], params["means"], centres, share)
 
-            callbacks.append(
-                TrainingCallback(
-                    [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
-                    bound,
-                    update_every_num_iters=_CLEAR_EVERY,
-                )
-            )
+            callbacks.append(_after_steps(bound, _CLEAR_EVERY))
         free = getattr(manager, "free_space", None)
         if free is not None:
-            callbacks.append(
-                TrainingCallback(
-                    [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
-                    lambda step: self.clear(free),
-                    update_every_num_iters=_CLEAR_EVERY,
-                )
-            )
-        share = self.config.fading * sparsity(self.num_train_data)
-        if share > 0.0:
-            last_fading = math.inf
-            if run_length is not None:
-                last_fading = self.config.fading_until * run_length
+            callbacks.append(_after_steps(lambda step: self.clear(free), _CLEAR_EVERY))
+        fading = config.fading * sparsity(self.num_train_data)
+        if fading > 0.0:
+            last_fading = math.inf if run_length is None else config.fading_until * run_length
 
             def fade(step: int) -> None:
                 if step < last_fading:
-                    self.fade(share)
+                    fade_(params["opacities"], fading)
 
-            callbacks.append(
-                TrainingCallback(
-                    [TrainingCallbackLocation.AFTER_TRAIN_ITERATION], fade, update_every_num_iters=1
-                )
-            )
+            callbacks.append(_after_steps(fade, 1))
         return callbacks
-
-    @torch.no_grad()
-    def fade(self, share: float) -> None:
-        """Let each Gaussian lose this share of its opacity."""
-        logits = self.gauss_params["opacities"].data
-        # With o = sigmoid(x) and q = 1 - share, log(qo / (1 - qo)) = log q - log(exp(-x) + share).
-        lost = torch.full_like(logits, math.log(share))
-        logits.copy_(math.log1p(-share) - torch.logaddexp(-logits, lost))
-
-    @torch.no_grad()
-    def bound_scales(self, centres: Tensor) -> None:
-        """Shrink what is too large for its distance from the nearest of the cameras [C, 3]."""
-        params = self.gauss_params
-        distance = torch.cdist(params["means"], centres.to(params["means"])).amin(dim=1)
-        largest = (self.config.max_angular_scale * distance).clamp_min(_SMALLEST_SCALE)
-        params["scales"].clamp_(max=largest.log()[:, None])
 
     @torch.no_grad()
     def clear(self, free: FreeSpace) -> None:
@@ -595,6 +562,13 @@ def world_to_camera(camera_to_worlds: Tensor) -> Tensor:
     translation = -rotation @ camera_to_worlds[:, :3, 3:4]
     last_row = camera_to_worlds.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(rotation), 1, 4)
     return torch.cat([torch.cat([rotation, translation], dim=2), last_row], dim=1)
+
+
+def _after_steps(function: Callable[[int], None], every: int) -> TrainingCallback:
+    """Call with the step, after each step that this number divides."""
+    return TrainingCallback(
+        [TrainingCallbackLocation.AFTER_TRAIN_ITERATION], function, update_every_num_iters=every
+    )
 
 
 def _camera_index(camera: Cameras) -> int | None:

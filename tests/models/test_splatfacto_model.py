@@ -338,18 +338,6 @@ def test_angular_scales_are_not_negative(share):
         PS4PROSplatfactoModelConfig(max_angular_scale=share)
 
 
-def test_scales_are_bounded_by_the_distance_from_the_nearest_camera():
-    """From cameras at 0 and 10 along x, 2 and 9 stand at 2 and 1: bounds .4 and .2 with a fifth."""
-    model = _model(num_points=3)
-    model.gauss_params["means"].data = torch.tensor([[2.0, 0, 0], [9.0, 0, 0], [0.0, 0, 0]])
-    scales = torch.tensor([[1.0, 0.1, 0.39], [0.3, 0.21, 5.0], [1.0, 1.0, 1.0]])
-    model.gauss_params["scales"].data = scales.log()
-    model.bound_scales(torch.tensor([[0.0, 0, 0], [10.0, 0, 0]]))
-    bounded = model.gauss_params["scales"].detach().exp()
-    expected = torch.tensor([[0.4, 0.1, 0.39], [0.2, 0.2, 0.2], [1e-7, 1e-7, 1e-7]])
-    torch.testing.assert_close(bounded, expected)
-
-
 @pytest.mark.parametrize(
     ("num_views", "share", "is_bounded"), [(3, 0.2, True), (3, 0.0, False), (40, 0.2, False)]
 )
@@ -366,16 +354,6 @@ def test_scales_are_bounded_with_few_photographs(num_views, share, is_bounded):
         if callback.func.__name__ == "bound":
             callback.run_callback_at_location(20, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
     assert bool((model.gauss_params["scales"] < 3.0).all()) == is_bounded
-
-
-def test_fading_takes_a_share_of_each_opacity():
-    """.5 and .9 lose a tenth: .45 and .81. Whatever has all but vanished stays finite."""
-    model = _model(num_points=3)
-    opacities = model.gauss_params["opacities"]
-    opacities.data = torch.tensor([[0.0], [math.log(9.0)], [-300.0]])
-    model.fade(0.1)
-    torch.testing.assert_close(opacities.sigmoid()[:2], torch.tensor([[0.45], [0.81]]))
-    assert float(opacities[2].detach()) == pytest.approx(-300.0 + math.log(0.9), abs=1e-3)
 
 
 @pytest.mark.parametrize(
