@@ -187,7 +187,7 @@ class IPSMModel(PS4PROSplatfactoModel):
         released = config.densification == "released"
         return IPSMStrategy(
             prune_opa=0.005 if released else config.cull_alpha_thresh,
-            grow_grad2d=0.0005 if released else config.densify_grad_thresh,
+            grow_grad2d=0.0005 if released else self._densify_grad_thresh(),
             grow_scale3d=config.densify_size_thresh,
             grow_scale2d=config.split_screen_size,
             refine_scale2d_stop_iter=0 if released else config.stop_screen_size_at,

@@ -6,7 +6,7 @@ one) and differs from it in:
   - rendering through `ps4pro_nerfstudio.splatting.rasterization`, on the device of the parameters;
   - the loss: pixels that are not valid enter neither L1 nor SSIM, and a pseudo view counts with its
     confidence and the weight lambda of the schedule;
-  - densification looks at real views only, and ends the earlier the fewer there are;
+  - densification looks at real views only; from many points on it is early and short;
   - no Gaussian of a few photographs is large beside its distance from their cameras;
   - opacities fade, the more the fewer photographs there are, until the last part of the run;
   - what no photograph shows has the colour of its direction in the photographs;
@@ -60,10 +60,33 @@ from ps4pro_nerfstudio.splatting.losses import LossWeights, l1_ssim_loss, loss_w
 
 # Steps between two looks at the space that is known to be empty, and at the size of Gaussians.
 _CLEAR_EVERY = 20
-# A scene that starts from fewer points has to grow first.
-_FEW_POINTS = 10_000
 # Parts of older checkpoints that hold metrics, not the scene.
 _METRIC_PREFIXES = ("lpips.", "psnr.", "ssim.")
+
+
+@dataclass
+class DenseStartConfig:
+    """Densification of a scene that starts from many points: early, thorough and short.
+
+    Dense points stand where the photographs agree already. What a few photographs leave open after
+    that is mostly noise, and Gaussians added late learn it by heart.
+    """
+
+    enabled: bool = True
+    """Off: splatfacto's densification, however many points there are."""
+    num_points: int = 10_000
+    """Initial points from which this holds; a scene that starts from fewer has to grow first."""
+    until: float = 0.2
+    """Fraction of the run after which no Gaussians are added, where densify_until is later."""
+    grad_thresh: float = 0.0004
+    """Gradient in the image above which a Gaussian is doubled or split, where densify_grad_thresh
+    is higher: the detail that time would have brought comes from a lower threshold."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.until <= 1.0:
+            raise ValueError(f"dense_start.until must lie in [0, 1], got {self.until}")
+        if not self.grad_thresh > 0.0:
+            raise ValueError(f"dense_start.grad_thresh must be positive, got {self.grad_thresh}")
 
 
 @dataclass
@@ -76,11 +99,8 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     densify_until: float = 0.5
     """Fraction of the run after which Gaussians are no longer added, and removed only from space
     that is known to be empty (stop_split_at bounds it as well)."""
-    densify_steps_per_view: int | None = 350
-    """The same bound in steps for each photograph: what a few photographs leave open after that
-    many looks at them is noise, and more Gaussians would learn it by heart. It binds up to 7
-    photographs in 5,000 steps, up to 42 in 30,000, and only where training starts from 10,000
-    points or more; None leaves it out."""
+    dense_start: DenseStartConfig = field(default_factory=DenseStartConfig)
+    """Densification where dense points are there from the start."""
     max_angular_scale: float = 0.2
     """Largest standard deviation of a Gaussian, as a share of its distance from the nearest
     photograph's camera, with fewer than 40 photographs. A few of them see a sheet that is many
@@ -107,10 +127,6 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
     """Load a checkpoint whose parameters do not match; what is missing keeps its initial value."""
 
     def __post_init__(self) -> None:
-        if self.densify_steps_per_view is not None and self.densify_steps_per_view < 0:
-            raise ValueError(
-                f"densify_steps_per_view must not be negative, got {self.densify_steps_per_view}"
-            )
         if not self.max_angular_scale >= 0.0:
             raise ValueError(
                 f"max_angular_scale must not be negative, got {self.max_angular_scale}"
@@ -193,7 +209,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         reset_every = config.reset_alpha_every * config.refine_every
         return DefaultStrategy(
             prune_opa=config.cull_alpha_thresh,
-            grow_grad2d=config.densify_grad_thresh,
+            grow_grad2d=self._densify_grad_thresh(),
             grow_scale3d=config.densify_size_thresh,
             grow_scale2d=config.split_screen_size,
             prune_scale3d=config.cull_scale_thresh,
@@ -213,25 +229,33 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             verbose=False,
         )
 
+    def _starts_dense(self) -> bool:
+        dense = self.config.dense_start
+        return dense.enabled and self._num_initial >= dense.num_points
+
+    def _densify_grad_thresh(self) -> float:
+        thresh = self.config.densify_grad_thresh
+        return min(thresh, self.config.dense_start.grad_thresh) if self._starts_dense() else thresh
+
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
         """Upstream's callbacks, fading, bounded scales, and space that stays empty.
 
-        The end of densification follows the length of the run and the number of photographs.
+        The end of densification follows the length of the run.
         """
         trainer = training_callback_attributes.trainer
         run_length = getattr(trainer, "run_length", None)
         manager: Any = getattr(training_callback_attributes.pipeline, "datamanager", None)
-        bounds = [self.config.stop_split_at]
+        config = self.config
+        self.strategy.refine_stop_iter = config.stop_split_at
         if run_length is not None:
-            bounds.append(int(self.config.densify_until * run_length))
-        per_view = self.config.densify_steps_per_view
-        if per_view is not None and self._num_initial >= _FEW_POINTS:
-            bounds.append(per_view * self.num_train_data)
-        self.strategy.refine_stop_iter = min(bounds)
+            until = config.densify_until
+            if self._starts_dense():
+                until = min(until, config.dense_start.until)
+            self.strategy.refine_stop_iter = min(config.stop_split_at, int(until * run_length))
         callbacks = super().get_training_callbacks(training_callback_attributes)
-        params, config = self.gauss_params, self.config
+        params = self.gauss_params
         is_sparse = sparsity(self.num_train_data) > 0.0
         if config.unseen_color == "photographs" and is_sparse and manager is not None:
             self.background_fit = fit_to_photographs(

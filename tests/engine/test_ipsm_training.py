@@ -18,6 +18,7 @@ from nerfstudio.scripts.train import _set_random_seed
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanager
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
 from ps4pro_nerfstudio.methods import ipsm_gaussian
+from ps4pro_nerfstudio.models.splatfacto import DenseStartConfig
 from tests.conftest import write_capture
 
 LENGTH = 40
@@ -124,12 +125,18 @@ def test_one_depth_network_serves_the_initial_points_and_the_losses(
     }
 
 
-def test_densification_ends_with_the_steps_of_three_photographs(
-    scene: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("densification", "end", "grad_thresh"),
+    [("splatfacto", LENGTH // 4, 0.0004), ("released", LENGTH, 0.0005)],
+)
+def test_densification_from_dense_points(
+    scene: Path, densification: str, end: int, grad_thresh: float
 ) -> None:
-    monkeypatch.setattr("ps4pro_nerfstudio.models.splatfacto._FEW_POINTS", 1000)
-    trainer = set_up(scene, "off", densify_steps_per_view=1)
-    assert trainer.pipeline.model.strategy.refine_stop_iter == 3 < LENGTH // 2
+    """Early and short, but as released where that is asked for."""
+    dense_start = DenseStartConfig(num_points=1000, until=0.25)
+    trainer = set_up(scene, "off", dense_start=dense_start, densification=densification)
+    assert trainer.pipeline.model.strategy.refine_stop_iter == end
+    assert trainer.pipeline.model.strategy.grow_grad2d == grad_thresh
 
 
 def test_space_around_the_cameras_is_kept_empty(scene: Path) -> None:

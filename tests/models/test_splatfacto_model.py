@@ -18,6 +18,7 @@ from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ps4pro_splatfacto
 from ps4pro_nerfstudio.metrics import ssim
 from ps4pro_nerfstudio.models.splatfacto import (
+    DenseStartConfig,
     PS4PROSplatfactoModel,
     PS4PROSplatfactoModelConfig,
     world_to_camera,
@@ -308,28 +309,39 @@ def test_densification_ends_with_the_fraction_of_the_run():
 
 
 @pytest.mark.parametrize(
-    ("num_points", "num_views", "per_view", "end"),
+    ("num_points", "options", "end", "grad_thresh"),
     [
-        (10_000, 3, 350, 1050),
-        (10_000, 8, 350, 2500),  # half of the run comes first
-        (9_999, 3, 350, 2500),  # few points have to grow first
-        (10_000, 3, None, 2500),
-        (10_000, 3, 0, 0),
+        (10_000, {}, 1000, 0.0004),
+        (9_999, {}, 2500, 0.0008),  # few points have to grow first
+        (10_000, {"dense_start": DenseStartConfig(enabled=False)}, 2500, 0.0008),
+        (10_000, {"dense_start": DenseStartConfig(until=0.1)}, 500, 0.0004),
+        # What is earlier or lower by itself stays so.
+        (10_000, {"densify_until": 0.15, "densify_grad_thresh": 0.0002}, 750, 0.0002),
+        (10_000, {"stop_split_at": 600}, 600, 0.0004),
     ],
 )
-def test_densification_ends_with_steps_per_photograph(num_points, num_views, per_view, end):
-    model = _model(num_points, num_train_data=num_views, densify_steps_per_view=per_view)
+def test_densification_from_many_points_is_early_and_short(num_points, options, end, grad_thresh):
+    model = _model(num_points, **options)
     trainer: Any = types.SimpleNamespace(run_length=5000)
     optimizers: Any = None
     model.get_training_callbacks(
         TrainingCallbackAttributes(optimizers, None, None, trainer)  # type: ignore[arg-type]
     )
     assert model.strategy.refine_stop_iter == end
+    assert model.strategy.grow_grad2d == grad_thresh
 
 
-def test_steps_per_photograph_are_not_negative():
-    with pytest.raises(ValueError, match="densify_steps_per_view must not be negative, got -1"):
-        PS4PROSplatfactoModelConfig(densify_steps_per_view=-1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"until": 1.5}, r"dense_start.until must lie in \[0, 1\], got 1.5"),
+        ({"until": math.nan}, "dense_start.until must lie"),
+        ({"grad_thresh": 0.0}, "dense_start.grad_thresh must be positive, got 0.0"),
+    ],
+)
+def test_dense_starts_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DenseStartConfig(**options)
 
 
 @pytest.mark.parametrize("share", [-0.1, math.nan])

@@ -21,8 +21,8 @@ _NO_DENSE_POINTS = ("--pipeline.datamanager.dense-points.enabled", "False")
 _NO_FADING = ("--pipeline.model.fading", "0")
 # Densification, scales and what no photograph shows as in splatfacto.
 _UNBOUNDED = (
-    "--pipeline.model.densify-steps-per-view",
-    "None",
+    "--pipeline.model.dense-start.enabled",
+    "False",
     "--pipeline.model.max-angular-scale",
     "0",
     "--pipeline.model.unseen-color",
