@@ -66,25 +66,29 @@ _METRIC_PREFIXES = ("lpips.", "psnr.", "ssim.")
 
 @dataclass
 class DenseStartConfig:
-    """Densification of a scene that starts from many points: early, thorough and short.
+    """Densification of a sparse capture that starts from many points: early, thorough and short.
 
     Dense points stand where the photographs agree already. What a few photographs leave open after
     that is mostly noise, and Gaussians added late learn it by heart.
     """
 
     enabled: bool = True
-    """Off: splatfacto's densification, however many points there are."""
+    """Off: splatfacto's densification, however many points and photographs there are."""
     num_points: int = 10_000
     """Initial points from which this holds; a scene that starts from fewer has to grow first."""
-    until: float = 0.2
-    """Fraction of the run after which no Gaussians are added, where densify_until is later."""
+    stop_split_at: int = 1000
+    """Step after which no Gaussians are added, with 12 photographs or fewer; later the more there
+    are, and as in splatfacto from 40 on (densify_until bounds it as well). The length of the run
+    does not count: longer runs have more time to learn noise."""
     grad_thresh: float = 0.0004
     """Gradient in the image above which a Gaussian is doubled or split, where densify_grad_thresh
     is higher: the detail that time would have brought comes from a lower threshold."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.until <= 1.0:
-            raise ValueError(f"dense_start.until must lie in [0, 1], got {self.until}")
+        if self.stop_split_at < 0:
+            raise ValueError(
+                f"dense_start.stop_split_at must not be negative, got {self.stop_split_at}"
+            )
         if not self.grad_thresh > 0.0:
             raise ValueError(f"dense_start.grad_thresh must be positive, got {self.grad_thresh}")
 
@@ -231,7 +235,8 @@ class PS4PROSplatfactoModel(SplatfactoModel):
 
     def _starts_dense(self) -> bool:
         dense = self.config.dense_start
-        return dense.enabled and self._num_initial >= dense.num_points
+        is_sparse = sparsity(self.num_train_data) > 0.0
+        return dense.enabled and is_sparse and self._num_initial >= dense.num_points
 
     def _densify_grad_thresh(self) -> float:
         thresh = self.config.densify_grad_thresh
@@ -242,18 +247,18 @@ class PS4PROSplatfactoModel(SplatfactoModel):
     ) -> list[TrainingCallback]:
         """Upstream's callbacks, fading, bounded scales, and space that stays empty.
 
-        The end of densification follows the length of the run.
+        The end of densification follows the length of the run, the photographs and the points.
         """
         trainer = training_callback_attributes.trainer
         run_length = getattr(trainer, "run_length", None)
         manager: Any = getattr(training_callback_attributes.pipeline, "datamanager", None)
         config = self.config
-        self.strategy.refine_stop_iter = config.stop_split_at
+        bounds = [config.stop_split_at]
         if run_length is not None:
-            until = config.densify_until
-            if self._starts_dense():
-                until = min(until, config.dense_start.until)
-            self.strategy.refine_stop_iter = min(config.stop_split_at, int(until * run_length))
+            bounds.append(int(config.densify_until * run_length))
+        if self._starts_dense():
+            bounds.append(int(config.dense_start.stop_split_at / sparsity(self.num_train_data)))
+        self.strategy.refine_stop_iter = min(bounds)
         callbacks = super().get_training_callbacks(training_callback_attributes)
         params = self.gauss_params
         is_sparse = sparsity(self.num_train_data) > 0.0

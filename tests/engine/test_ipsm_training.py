@@ -133,7 +133,7 @@ def test_densification_from_dense_points(
     scene: Path, densification: str, end: int, grad_thresh: float
 ) -> None:
     """Early and short, but as released where that is asked for."""
-    dense_start = DenseStartConfig(num_points=1000, until=0.25)
+    dense_start = DenseStartConfig(num_points=1000, stop_split_at=LENGTH // 4)
     trainer = set_up(scene, "off", dense_start=dense_start, densification=densification)
     assert trainer.pipeline.model.strategy.refine_stop_iter == end
     assert trainer.pipeline.model.strategy.grow_grad2d == grad_thresh

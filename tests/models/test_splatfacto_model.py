@@ -309,19 +309,25 @@ def test_densification_ends_with_the_fraction_of_the_run():
 
 
 @pytest.mark.parametrize(
-    ("num_points", "options", "end", "grad_thresh"),
+    ("num_points", "num_views", "options", "end", "grad_thresh"),
     [
-        (10_000, {}, 1000, 0.0004),
-        (9_999, {}, 2500, 0.0008),  # few points have to grow first
-        (10_000, {"dense_start": DenseStartConfig(enabled=False)}, 2500, 0.0008),
-        (10_000, {"dense_start": DenseStartConfig(until=0.1)}, 500, 0.0004),
+        (10_000, 3, {}, 1000, 0.0004),
+        (10_000, 12, {}, 1000, 0.0004),
+        (10_000, 26, {}, 2000, 0.0004),  # half of the way to 40
+        (10_000, 39, {}, 2500, 0.0004),  # half of the run comes first
+        (10_000, 40, {}, 2500, 0.0008),  # a dense capture
+        (9_999, 3, {}, 2500, 0.0008),  # few points have to grow first
+        (10_000, 3, {"dense_start": DenseStartConfig(enabled=False)}, 2500, 0.0008),
+        (10_000, 3, {"dense_start": DenseStartConfig(stop_split_at=0)}, 0, 0.0004),
         # What is earlier or lower by itself stays so.
-        (10_000, {"densify_until": 0.15, "densify_grad_thresh": 0.0002}, 750, 0.0002),
-        (10_000, {"stop_split_at": 600}, 600, 0.0004),
+        (10_000, 3, {"densify_until": 0.15, "densify_grad_thresh": 0.0002}, 750, 0.0002),
+        (10_000, 3, {"stop_split_at": 600}, 600, 0.0004),
     ],
 )
-def test_densification_from_many_points_is_early_and_short(num_points, options, end, grad_thresh):
-    model = _model(num_points, **options)
+def test_densification_from_many_points_is_early_and_short(
+    num_points, num_views, options, end, grad_thresh
+):
+    model = _model(num_points, num_train_data=num_views, **options)
     trainer: Any = types.SimpleNamespace(run_length=5000)
     optimizers: Any = None
     model.get_training_callbacks(
@@ -334,9 +340,9 @@ def test_densification_from_many_points_is_early_and_short(num_points, options, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"until": 1.5}, r"dense_start.until must lie in \[0, 1\], got 1.5"),
-        ({"until": math.nan}, "dense_start.until must lie"),
+        ({"stop_split_at": -1}, "dense_start.stop_split_at must not be negative, got -1"),
         ({"grad_thresh": 0.0}, "dense_start.grad_thresh must be positive, got 0.0"),
+        ({"grad_thresh": math.nan}, "dense_start.grad_thresh must be positive"),
     ],
 )
 def test_dense_starts_that_make_no_sense_are_refused(options, message):
