@@ -140,6 +140,10 @@ class PS4PROSplatfactoModelConfig(SplatfactoModelConfig):
         if not 0.0 <= self.fading_until <= 1.0:
             raise ValueError(f"fading_until must lie in [0, 1], got {self.fading_until}")
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read the config.yml of an earlier version: what it does not name has its default."""
+        self.__dict__.update(vars(type(self)()) | state)
+
 
 class PS4PROSplatfactoModel(SplatfactoModel):
     """See the module's docstring."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 import math
 import types
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
@@ -17,6 +19,7 @@ from nerfstudio.engine.optimizers import Optimizers
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ps4pro_splatfacto
 from ps4pro_nerfstudio.metrics import ssim
+from ps4pro_nerfstudio.models.ipsm import IPSMModelConfig
 from ps4pro_nerfstudio.models.splatfacto import (
     DenseStartConfig,
     PS4PROSplatfactoModel,
@@ -348,6 +351,17 @@ def test_densification_from_many_points_is_early_and_short(
 def test_dense_starts_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DenseStartConfig(**options)
+
+
+@pytest.mark.parametrize("config", [PS4PROSplatfactoModelConfig, IPSMModelConfig])
+def test_config_of_an_earlier_version_is_read(config):
+    now = config(fading=0.001)
+    earlier = copy.copy(now)
+    del earlier.dense_start
+    read = yaml.load(yaml.dump(earlier), Loader=yaml.Loader)
+    assert type(read) is config
+    assert read.fading == 0.001
+    assert read.dense_start == DenseStartConfig()
 
 
 @pytest.mark.parametrize("share", [-0.1, math.nan])
