@@ -239,8 +239,8 @@ class PS4PROSplatfactoModel(SplatfactoModel):
 
     def _starts_dense(self) -> bool:
         dense = self.config.dense_start
-        is_sparse = sparsity(self.num_train_data) > 0.0
-        return dense.enabled and is_sparse and self._num_initial >= dense.num_points
+        has_points = self._num_initial >= dense.num_points
+        return dense.enabled and has_points and sparsity(self.num_train_data) > 0.0
 
     def _densify_grad_thresh(self) -> float:
         thresh = self.config.densify_grad_thresh
@@ -256,16 +256,16 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         trainer = training_callback_attributes.trainer
         run_length = getattr(trainer, "run_length", None)
         manager: Any = getattr(training_callback_attributes.pipeline, "datamanager", None)
-        config = self.config
+        config, sparse = self.config, sparsity(self.num_train_data)
         bounds = [config.stop_split_at]
         if run_length is not None:
             bounds.append(int(config.densify_until * run_length))
         if self._starts_dense():
-            bounds.append(int(config.dense_start.stop_split_at / sparsity(self.num_train_data)))
+            bounds.append(int(config.dense_start.stop_split_at / sparse))
         self.strategy.refine_stop_iter = min(bounds)
         callbacks = super().get_training_callbacks(training_callback_attributes)
         params = self.gauss_params
-        is_sparse = sparsity(self.num_train_data) > 0.0
+        is_sparse = sparse > 0.0
         if config.unseen_color == "photographs" and is_sparse and manager is not None:
             self.background_fit = fit_to_photographs(
                 manager.cached_train, manager.train_dataset.cameras
@@ -281,7 +281,7 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         free = getattr(manager, "free_space", None)
         if free is not None:
             callbacks.append(_after_steps(lambda step: self.clear(free), _CLEAR_EVERY))
-        fading = config.fading * sparsity(self.num_train_data)
+        fading = config.fading * sparse
         if fading > 0.0:
             last_fading = math.inf if run_length is None else config.fading_until * run_length
 
