@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.splatting import adapter, reference
+from ps4pro_nerfstudio.splatting.cpu.tracing import untraced
 
 TILE_SIZE = 16
 MAX_SH_DEGREE = 4
@@ -157,7 +158,8 @@ def _implementation(backend: str) -> ModuleType:
     """The module with `project` and `composite`."""
     if backend == "torch":
         return reference
-    from ps4pro_nerfstudio.splatting.cpu import functions
+    with untraced():
+        from ps4pro_nerfstudio.splatting.cpu import functions
 
     return functions
 

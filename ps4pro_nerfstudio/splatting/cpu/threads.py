@@ -18,6 +18,7 @@ import numba
 import torch
 
 from ps4pro_nerfstudio.splatting.cpu import jit
+from ps4pro_nerfstudio.splatting.cpu.tracing import untraced
 
 _LAUNCH_LOCK = threading.RLock()
 
@@ -45,8 +46,9 @@ def kernel_threads() -> Iterator[int]:
     """Hold the launch lock and set numba's thread count; yields the count.
 
     Results never depend on the count: kernels split their work in chunks whose results do not.
+    A launch may compile: what interrupts renders waits until it is done.
     """
-    with _LAUNCH_LOCK:
+    with untraced(), _LAUNCH_LOCK:
         jit.announce_compilation()
         _start_threads()
         count = thread_count()
