@@ -34,6 +34,7 @@ from ps4pro_nerfstudio.engine.schedulers import FloatExponentialDecaySchedulerCo
 from ps4pro_nerfstudio.messages import InputError, MissingPartError, fail, say
 from ps4pro_nerfstudio.splatting.adapter import require_kernels
 from ps4pro_nerfstudio.splatting.api import chosen_rasterizer
+from ps4pro_nerfstudio.viewer.render_threads import stop_rendering
 from ps4pro_nerfstudio.viewer.view_losses import ViewKey
 
 if TYPE_CHECKING:
@@ -129,6 +130,9 @@ class PS4PROTrainer(Trainer):
             super().train()
         except InputError as error:
             fail(str(error))
+        finally:
+            if isinstance(self.viewer_state, Viewer):
+                stop_rendering(self.viewer_state)
 
     def train_iteration(self, step: int):
         """Run one iteration whose random numbers depend on (seed, step) alone."""
