@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from rich.console import Console
@@ -37,3 +38,14 @@ def fail(message: str) -> NoReturn:
     """Print one line about what stops the command, and exit with code 1."""
     _console.print(f"[bold red]ps4pro[/] {escape(message)}", highlight=False)
     sys.exit(1)
+
+
+def named(names: Sequence[str], most: int = 5) -> str:
+    """Names in a row, only the first ones where there are many."""
+    listed = ", ".join(names[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
+
+
+def counted(count: int, noun: str) -> str:
+    """The number with the noun, in the plural unless there is one."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -163,7 +163,7 @@ def augment(
         views = _oracle(between)
     made = _pseudo_views(views, config, device, cache)
     if use_views:
-        say(made.describe())
+        say(made.describe(views.names))
     num_dense = 0
     free: NDArray | None = None
     stereo: list[StereoDepth | None] | None = None

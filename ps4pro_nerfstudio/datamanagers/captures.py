@@ -26,11 +26,16 @@ from PIL import Image, UnidentifiedImageError
 from ps4pro_nerfstudio.datamanagers.augmentation import to_uint8_photo
 from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.dataparsers.nerfstudio_dataparser import CheckedNerfstudio
-from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.messages import InputError, named, warn
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 
 # What reading a capture raises when the capture is at fault.
 _CAPTURE_ERRORS = (AssertionError, OSError, ValueError, KeyError, IndexError, RuntimeError)
+_LEAST_CONTENT = 0.01
+"""Share of a photograph that masks must leave to be of use."""
+_EXIF_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
+"""Values of the tag that show a picture turned by a quarter."""
 
 
 @contextmanager
@@ -60,19 +65,25 @@ def check_captures(train: PhotoDataset, evaluation: PhotoDataset) -> None:
 
     Raises:
         InputError: fewer than two training views, no evaluation view, a missing or unreadable
-            file, an image or mask whose size is not its camera's, a pose that is not finite.
+            file, an image or mask whose size is not its camera's, a mask of several channels, a
+            pose that is not finite.
     """
+    train_on_all = (
+        "`nerfstudio-data --eval-mode all` to train on all (the metrics then say nothing about new "
+        "views)"
+    )
     if len(train) < 2:
         raise InputError(
-            f"{len(train)} training view(s): at least two are needed; capture more photos or hold "
-            "out fewer (`nerfstudio-data --eval-mode interval`)"
+            f"{len(train)} photo is left for training, and at least two are needed; capture more, "
+            f"or append {train_on_all}"
         )
     if len(evaluation) == 0:
+        hold_out = (
+            "`nerfstudio-data --eval-mode interval --eval-interval 8` to hold out every 8th, or "
+        )
         raise InputError(
             "no evaluation view: nerfstudio's default split holds out none of fewer than ten "
-            "photos; append `nerfstudio-data --eval-mode interval --eval-interval 8` to hold out "
-            "every 8th, or `nerfstudio-data --eval-mode all` to train on all (the metrics then "
-            "say nothing about new views)"
+            f"photos; append {hold_out if len(train) > 2 else ''}{train_on_all}"
         )
     for dataset in (train, evaluation):
         masks = dataset._dataparser_outputs.mask_filenames
@@ -159,7 +170,11 @@ def source_views(
         photographs: `image` [H, W, 3 or 4], uint8 or float, and perhaps `mask` [H, W, 1] of each.
         cameras: their cameras.
         files: their files, in the same order.
+
+    Raises:
+        InputError: masks or transparency leave (nearly) nothing of any photograph.
     """
+    names = _unique_names(files)
     images, valid = [], []
     for data in photographs:
         image, opaque = to_uint8_photo(data["image"].cpu().numpy())
@@ -168,13 +183,14 @@ def source_views(
             usable = usable & opaque
         images.append(image)
         valid.append(None if usable is None or usable.all() else usable)
+    _check_content(valid, names)
     types = cameras.camera_type.flatten().tolist()
     return SourceViews(
         images=images,
         valid=valid,
         camera_to_worlds=cameras.camera_to_worlds.cpu().numpy().astype(np.float64),
         intrinsics=cameras.get_intrinsics_matrices().cpu().numpy().astype(np.float64),
-        names=_unique_names(files),
+        names=names,
         is_pinhole=[kind == CameraType.PERSPECTIVE.value for kind in types],
     )
 
@@ -188,17 +204,48 @@ def _unique_names(files: Sequence[Path]) -> list[str]:
     return [path.relative_to(common).as_posix() for path in files]
 
 
+def _check_content(valid: Sequence[np.ndarray | None], names: Sequence[str]) -> None:
+    """Name photographs of which masks or transparency leave (nearly) nothing."""
+    empty = [
+        name
+        for name, mask in zip(names, valid, strict=True)
+        if mask is not None and mask.mean() < _LEAST_CONTENT
+    ]
+    if not empty:
+        return
+    if len(empty) == len(names):
+        raise InputError(
+            "masks or transparency leave nothing of any photograph; white pixels of a mask are "
+            "used, black ones are not"
+        )
+    warn(
+        f"masks or transparency leave less than {_LEAST_CONTENT:.0%} of {named(empty)}: it teaches "
+        "next to nothing"
+    )
+
+
 def _check_image(what: str, path: Path, expected: tuple[int, int]) -> None:
     try:
         with Image.open(path) as image:
-            size = image.size
+            size, bands = image.size, len(image.getbands())
+            is_turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _TURNED
     except FileNotFoundError as error:
         raise InputError(f"{what} {path} does not exist") from error
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{what} {path} cannot be read: {error}") from error
-    if size != expected:
+    if what == "mask" and bands != 1:
         raise InputError(
-            f"{what} {path} has {size[0]}x{size[1]} pixels, its camera "
-            f"{expected[0]}x{expected[1]}; give w, h and intrinsics for each frame where images "
-            "differ in size"
+            f"mask {path} has {bands} channels; save it as a greyscale picture, white where the "
+            "photo is used"
         )
+    if size == expected:
+        return
+    advice = "give w, h and intrinsics for each frame where images differ in size"
+    if what == "mask":
+        advice = "save it in the size of its photo"
+    elif is_turned and size == expected[::-1]:
+        advice = "it is turned by its EXIF orientation alone; save it with its pixels turned"
+    raise InputError(
+        f"{what} {path} has {size[0]}x{size[1]} pixels, its camera {expected[0]}x{expected[1]}; "
+        f"{advice}"
+    )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ PROVENANCE_FILE = "networks.json"
 
 # Far apart for neighbouring seeds; a prime keeps (seed, step) pairs from meeting.
 _SEED_STRIDE = 1_000_003
+_LITTLE_SPACE = 1 << 20
+"""Bytes; a checkpoint is larger, and what is left of one that failed is removed only later."""
 
 
 @dataclass
@@ -162,7 +165,11 @@ class PS4PROTrainer(Trainer):
         super()._train_complete_viewer()
 
     def save_checkpoint(self, step: int) -> None:
-        """Save under another name first: a full disk or a kill leaves the old checkpoint whole."""
+        """Save under another name first: a full disk or a kill leaves the old checkpoint whole.
+
+        Raises:
+            InputError: the disk is full.
+        """
         final_folder = self.checkpoint_dir
         final_folder.mkdir(parents=True, exist_ok=True)
         name = f"step-{step:09d}.ckpt"
@@ -171,6 +178,13 @@ class PS4PROTrainer(Trainer):
             self.checkpoint_dir = Path(temporary)
             try:
                 super().save_checkpoint(step)
+            except (OSError, RuntimeError) as error:  # torch has a RuntimeError for a full disk
+                if shutil.disk_usage(final_folder).free > _LITTLE_SPACE:
+                    raise
+                raise InputError(
+                    f"the disk of {final_folder} is full: the checkpoint of step {step} is lost, "
+                    "earlier ones are whole; make room and go on from there with --load-dir"
+                ) from error
             finally:
                 self.checkpoint_dir = final_folder
             os.replace(Path(temporary) / name, final_folder / name)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ps4pro_nerfstudio.messages import counted
+
 
 @dataclass
 class PseudoViewScheduleConfig:
@@ -118,7 +120,7 @@ class PseudoViewSchedule:
 
     def describe(self) -> str:
         """One line with every decided value."""
-        photographs = f"{self.num_real_views} photographs"
+        photographs = counted(self.num_real_views, "photograph")
         if self.share == 0.0:
             why = "there are none"
             if self.num_pseudo_views > 0:
@@ -127,9 +129,10 @@ class PseudoViewSchedule:
             return f"pseudo views take no part beside {photographs}: {why}"
         config, last = self.config, max(self.num_steps - 1, 1)
         return (
-            f"{self.num_pseudo_views} pseudo views beside {photographs}: {self.share:.0%} of the "
-            f"steps from {self._first_step} on, weight up to {config.peak_weight:g} from step "
-            f"{math.ceil((config.start + config.ramp) * last)}, fading to 0 from step "
+            f"{counted(self.num_pseudo_views, 'pseudo view')} beside {photographs}: "
+            f"{self.share:.0%} of the steps from {self._first_step} on, weight up to "
+            f"{config.peak_weight:g} from step {math.ceil((config.start + config.ramp) * last)}, "
+            "fading to 0 from step "
             f"{math.floor((1.0 - config.real_only - config.tail) * last)} to "
             f"{math.floor((1.0 - config.real_only) * last)}"
         )

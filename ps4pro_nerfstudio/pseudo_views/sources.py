@@ -12,7 +12,6 @@ from the published idea; alignment and confidence are this project's.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +32,7 @@ from ps4pro_nerfstudio.geometry.cameras import (
 )
 from ps4pro_nerfstudio.geometry.planes import SHARP_REACH, erode
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator, Interpolation
+from ps4pro_nerfstudio.messages import counted, named
 from ps4pro_nerfstudio.pseudo_views.alignment import (
     Aligned,
     FeatureCache,
@@ -175,22 +175,45 @@ class PseudoViewSet:
     views: list[PseudoView]
     skipped: list[Skipped]
 
-    def describe(self) -> str:
-        """One line: how many views, how good, and why some neighbours were left out."""
+    def describe(self, names: Sequence[str]) -> str:
+        """One line: how many views, how good, and why some neighbours were left out.
+
+        Args:
+            names: of all photographs, in their order.
+        """
         if self.views:
             confidence = np.mean([view.provenance.mean_confidence for view in self.views])
             agreeing = np.mean([view.provenance.agreeing_share for view in self.views])
             line = (
-                f"{len(self.views)} pseudo views, mean confidence {confidence:.2f}, "
+                f"{counted(len(self.views), 'pseudo view')}, mean confidence {confidence:.2f}, "
                 f"sources agree on {agreeing:.0%} of the pixels"
             )
         else:
             line = "no pseudo views, training uses the photographs only"
-        reasons = Counter(skip.objection.reason for skip in self.skipped)
-        if reasons:
-            listed = "; ".join(f"{reason} ({count}x)" for reason, count in reasons.most_common())
-            line += f"; gaps left out: {listed}"
+        by_reason: dict[str, list[Skipped]] = {}
+        for skip in self.skipped:
+            by_reason.setdefault(skip.objection.reason, []).append(skip)
+        if by_reason:
+            most_common_first = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+            line += "; gaps left out: " + "; ".join(
+                f"{reason} ({_gaps(skips, names)})" for reason, skips in most_common_first
+            )
+        known = {name for view in self.views for name in view.provenance.source_names}
+        known |= {names[index] for skip in self.skipped for index in (skip.a, skip.b)}
+        lonely = [name for name in names if name not in known]
+        if self.views and lonely:
+            line += f"; too far from the others for a neighbour: {named(lonely)}"
         return line
+
+
+def _gaps(skips: Sequence[Skipped], names: Sequence[str]) -> str:
+    """What was left out for one reason, by name; a photograph that is left out has one name."""
+    return named(
+        [
+            names[skip.a] if skip.a == skip.b else f"{names[skip.a]} - {names[skip.b]}"
+            for skip in skips
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -332,16 +355,8 @@ class InterpolatedSource:
                 continue
             psnr = self.leave_one_out(index, Pair(*partners[index][:2]))
             if psnr is not None and psnr < limit:
-                name = self.views.names[index]
-                odd.append(
-                    Skipped(
-                        index,
-                        index,
-                        Objection(
-                            f"{name} differs from what its neighbours show", f"{psnr:.1f} dB"
-                        ),
-                    )
-                )
+                objection = Objection("differs from what its neighbours show", f"{psnr:.1f} dB")
+                odd.append(Skipped(index, index, objection))
         return odd
 
     def _frame(self, pair: Pair, target: TargetCamera, t: float) -> _Frame | Objection:

@@ -83,7 +83,9 @@ def test_one_image(capture, capsys):
 
 def test_one_training_view(capture, capsys):
     folder = capture(num_images=2)
-    assert "1 training view" in _refused(capsys, folder, eval_mode="interval", eval_interval=2)
+    line = _refused(capsys, folder, eval_mode="interval", eval_interval=2)
+    assert "1 photo is left for training" in line
+    assert "--eval-mode all" in line
 
 
 def test_cameras_at_one_place(capture, capsys):
@@ -100,6 +102,25 @@ def test_p18_no_evaluation_views(capture, capsys):
     line = _refused(capsys, capture(num_images=6))
     assert "no evaluation view" in line
     assert "--eval-mode interval" in line
+
+
+def test_what_two_photographs_are_advised_to_do_works(capture, capsys):
+    """Of two none can be held out."""
+    folder = capture(num_images=2)
+    line = _refused(capsys, folder)
+    assert "--eval-mode all" in line
+    assert "--eval-mode interval" not in line
+    assert np.isfinite(_train_a_step(_trainer(folder, eval_mode="all")))
+
+
+def test_a_photograph_that_exif_alone_turns(capture, capsys):
+    folder = capture()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (48, 64)).save(_images(folder)[4], exif=turned)
+    line = _refused(capsys, folder)
+    assert "004.png has 48x64 pixels, its camera 64x48" in line
+    assert "EXIF" in line
 
 
 def test_images_of_another_size_than_their_camera(capture, capsys):
@@ -175,7 +196,24 @@ def test_a_mask_of_another_size(capture, capsys):
     folder = capture(edit=_with_masks)
     _write_masks(folder)
     Image.new("L", (32, 24)).save(folder / "masks/004.png")
-    assert "004.png has 32x24 pixels, its camera 64x48" in _refused(capsys, folder)
+    line = _refused(capsys, folder)
+    assert "004.png has 32x24 pixels, its camera 64x48" in line
+    assert "in the size of its photo" in line
+
+
+def test_a_mask_in_colour(capture, capsys):
+    folder = capture(edit=_with_masks)
+    _write_masks(folder)
+    Image.new("RGB", (64, 48), "white").save(folder / "masks/004.png")
+    assert "004.png has 3 channels" in _refused(capsys, folder)
+
+
+def test_masks_that_leave_nothing_of_any_photograph(capture, capsys):
+    folder = capture(edit=_with_masks)
+    _write_masks(folder)
+    for path in (folder / "masks").iterdir():
+        Image.new("L", (64, 48)).save(path)
+    assert "leave nothing of any photograph" in _refused(capsys, folder)
 
 
 # ---------------------------------------------------------------- training goes on
@@ -190,6 +228,15 @@ def test_masks_reach_photographs_and_pseudo_views(capture):
     assert manager.cached_train[0]["mask"][:, 10:].all()
     for view in manager.pseudo_views:
         assert (view.confidence[:, :5] == 0).all()
+    assert np.isfinite(_train_a_step(trainer))
+
+
+def test_a_mask_that_leaves_nothing_is_named(capture, capsys):
+    folder = capture(edit=_with_masks)
+    _write_masks(folder)
+    Image.new("L", (64, 48)).save(folder / "masks/004.png")
+    trainer = _trainer(folder)
+    assert "less than 1% of 004.png" in capsys.readouterr().out
     assert np.isfinite(_train_a_step(trainer))
 
 

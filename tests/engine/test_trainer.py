@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,6 +16,7 @@ from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import ServedView
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
 from ps4pro_nerfstudio.engine import trainer as trainer_module
 from ps4pro_nerfstudio.engine.trainer import PS4PROTrainer, PS4PROTrainerConfig, losses_of_step
+from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ps4pro_splatfacto
 from ps4pro_nerfstudio.viewer.view_losses import ViewKey
 
@@ -102,6 +104,22 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert old.read_bytes() == b"old"
     assert places[0] != trainer.checkpoint_dir
     assert not places[0].exists()
+
+
+def test_a_full_disk_is_named_and_another_failure_is_not_hidden(tmp_path, monkeypatch):
+    """What torch says of a full disk names neither disk nor folder."""
+    from nerfstudio.engine.trainer import Trainer
+
+    def failing(self, step):
+        raise RuntimeError("unexpected pos 4352 vs 4288")
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", failing)
+    trainer = PS4PROTrainer(_config(tmp_path))
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        trainer.save_checkpoint(2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(InputError, match=r"is full: the checkpoint of step 2 is lost.*--load-dir"):
+        trainer.save_checkpoint(2)
 
 
 def test_a_run_says_what_it_trained_on(capture, tmp_path):

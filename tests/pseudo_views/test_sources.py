@@ -155,12 +155,21 @@ def test_time_is_interpolated(three_views: SourceViews) -> None:
     assert [view.time for view in views] == [0.25, 0.75]
 
 
-def test_refused_neighbours_are_counted_by_reason(three_views: SourceViews) -> None:
+def test_refused_neighbours_are_named_by_reason(three_views: SourceViews) -> None:
     result = made(three_views, pairs=PairConfig(max_rotation_degrees=5.0))
     assert result.views == []
-    assert result.describe() == (
-        "no pseudo views, training uses the photographs only; "
-        "gaps left out: rotation too large (2x)"
+    assert result.describe(three_views.names) == (
+        "no pseudo views, training uses the photographs only; gaps left out: rotation too large "
+        "(frame_0.png - frame_1.png, frame_1.png - frame_2.png)"
+    )
+
+
+def test_a_photograph_without_a_neighbour_is_named(three_views: SourceViews) -> None:
+    result = made(three_views)
+    assert "neighbour" not in result.describe(three_views.names)
+    only_first = replace(result, views=result.views[:1])
+    assert only_first.describe(three_views.names).endswith(
+        "; too far from the others for a neighbour: frame_2.png"
     )
 
 
@@ -325,9 +334,10 @@ def test_a_wrong_pose_among_good_ones_is_named(render: Render) -> None:
     sources = {name for view in result.views for name in view.provenance.source_names}
     assert "frame_2.png" not in sources
     assert {"frame_0.png", "frame_1.png", "frame_3.png", "frame_4.png"} == sources
-    reasons = [skip.objection.reason for skip in result.skipped]
-    assert "frame_2.png differs from what its neighbours show" in reasons
-    assert len([reason for reason in reasons if "differs" in reason]) == 1
+    (odd,) = [skip for skip in result.skipped if "differs" in skip.objection.reason]
+    assert (odd.a, odd.b) == (2, 2)
+    line = result.describe(views.names)
+    assert "differs from what its neighbours show (frame_2.png)" in line
 
 
 def test_a_moving_object_is_not_trusted(three_views: SourceViews) -> None:
@@ -355,4 +365,5 @@ def test_portrait_and_landscape_in_one_capture(three_views: SourceViews) -> None
     assert [view.provenance.source_names for view in result.views] == [
         ("frame_0.png", "frame_1.png")
     ]
-    assert "different image shapes (1x)" in result.describe()
+    line = result.describe(three_views.names)
+    assert "different image shapes (frame_1.png - frame_2.png)" in line
