@@ -12,7 +12,9 @@ several ways, and each is compared with what its camera sees:
     depth          median relative error of the depths that are given
     depth > 5 %    share of them that are off by more than that
 
-The reliability curve pools all pixels: mean error of colour against confidence.
+Figures of colour are means over the views of an angle. Those of depth pool the pixels of all its
+views, because a view with a handful of depths says little; so does the reliability curve: mean
+error of colour against confidence.
 """
 
 from __future__ import annotations
@@ -77,6 +79,8 @@ class _Figures:
     """What was measured of one way of making views, view by view and pixel by pixel."""
 
     per_view: dict[float, list[dict[str, float]]] = field(default_factory=dict)
+    depth_errors: dict[float, list[NDArray]] = field(default_factory=dict)
+    """Relative error of each depth that is given, by angle."""
     confidence: list[NDArray] = field(default_factory=list)
     error: list[NDArray] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -151,7 +155,7 @@ class PseudoViewsBenchmark:
         for angle in self.angles_deg:
             for way in self.ways:
                 values = figures["ways"][way][f"{angle:g}"]
-                table.add_row(f"{angle:g}", way, *(f"{values[name]:.3g}" for name in names))
+                table.add_row(f"{angle:g}", way, *(_shown(values[name]) for name in names))
             table.add_section()
         Console(width=110).print(table)
         for way in self.ways:
@@ -281,10 +285,10 @@ def _measure(
             "PSNR": _decibel(float(squared.sum()), float(squared.size)),
             "wrong": float((error[trusted] > _WRONG_COLOR).mean()) if trusted.any() else np.nan,
         }
-        known = np.zeros(depth.shape, bool) if view.depth is None else view.depth > 0.0
-        off = np.abs(view.depth[known] / depth[known] - 1.0) if known.any() else np.array([])  # type: ignore
-        figures["depth"] = float(np.median(off)) if off.size else np.nan
-        figures["depth > 5 %"] = float((off > 0.05).mean()) if off.size else np.nan
+        if view.depth is not None:
+            known = view.depth > 0.0
+            off = np.abs(view.depth[known] / depth[known] - 1.0)
+            into.depth_errors.setdefault(capture.angle_deg, []).append(off)
         into.per_view.setdefault(capture.angle_deg, []).append(figures)
         into.confidence.append(confidence.reshape(-1)[::7])
         into.error.append(error.reshape(-1)[::7])
@@ -292,15 +296,33 @@ def _measure(
 
 def _summary(found: _Figures) -> dict[str, Any]:
     summary: dict[str, Any] = {
-        f"{angle:g}": {name: _mean([figures[name] for figures in views]) for name in views[0]}
+        f"{angle:g}": {
+            **{name: _mean([figures[name] for figures in views]) for name in views[0]},
+            **depth_figures(found.depth_errors.get(angle, [])),
+        }
         for angle, views in found.per_view.items()
     }
     return {**summary, "seconds": _mean(found.seconds)}
 
 
+def depth_figures(errors: list[NDArray]) -> dict[str, float]:
+    """Figures of the relative errors of all depths; NaN without any."""
+    pooled = np.concatenate([*errors, np.empty(0)])
+    if not pooled.size:
+        return {"depth": float("nan"), "depth > 5 %": float("nan")}
+    return {
+        "depth": float(np.median(pooled)),
+        "depth > 5 %": float((pooled > 0.05).mean()),
+    }
+
+
 def _mean(values: list[float]) -> float:
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else float("nan")
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3g}" if np.isfinite(value) else "-"
 
 
 def _decibel(squared: float, weight: float) -> float:

@@ -12,6 +12,7 @@ import pytest
 
 from ps4pro_nerfstudio.benchmark.pseudo_views import (
     PseudoViewsBenchmark,
+    depth_figures,
     reliability,
     truth_captures,
 )
@@ -63,6 +64,13 @@ def test_reliability_by_hand() -> None:
         "error": [0.75, pytest.approx(0.2)],
         "share": [0.5, 0.5],
     }
+
+
+def test_depths_are_pooled_over_views() -> None:
+    """A view with one depth, 80 % off, beside one with four that are nearly right."""
+    views = [np.array([0.8]), np.array([0.01, 0.02, 0.03, 0.06])]
+    assert depth_figures(views) == {"depth": 0.03, "depth > 5 %": 0.4}
+    assert all(np.isnan(figure) for figure in depth_figures([]).values())
 
 
 def test_an_unknown_way_is_named() -> None:
