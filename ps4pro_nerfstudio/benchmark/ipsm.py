@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from ps4pro_nerfstudio.benchmark.scenes.command import ScenesBenchmark
 from ps4pro_nerfstudio.diffusion.catalogue import DENOISERS
+from ps4pro_nerfstudio.diffusion.libraries import EXTRA, missing_packages
 from ps4pro_nerfstudio.diffusion.weights import find_cached
 from ps4pro_nerfstudio.messages import say
 
@@ -35,7 +36,9 @@ class IPSMBenchmark(ScenesBenchmark):
         """See `ScenesBenchmark.run`."""
         if not self.methods:
             self.methods = _OFFLINE
-            if all(find_cached(part) for part in DENOISERS["sd-1.5"]):
+            if missing := missing_packages():
+                say(f"without ipsm-score: it needs {', '.join(missing)}: {EXTRA}")
+            elif all(find_cached(part) for part in DENOISERS["sd-1.5"]):
                 self.methods += ("ipsm-score",)
             else:
                 say("without ipsm-score: its weights are not here (`ps4pro fetch-weights ipsm`)")

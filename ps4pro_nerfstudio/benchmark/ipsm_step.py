@@ -18,7 +18,7 @@ from nerfstudio.data.scene_box import SceneBox
 from ps4pro_nerfstudio.benchmark.timing import Stopwatch, describe_machine, interleaved_medians
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import KnownPoints, UnseenView
 from ps4pro_nerfstudio.diffusion.cost import step_cost
-from ps4pro_nerfstudio.messages import say
+from ps4pro_nerfstudio.messages import InputError, say
 from ps4pro_nerfstudio.models.ipsm import IPSMModel, IPSMModelConfig, project_points
 from ps4pro_nerfstudio.models.ipsm_schedule import REFERENCE_LENGTH
 from ps4pro_nerfstudio.splatting.scene import make_scene
@@ -47,7 +47,12 @@ class IPSMStepBenchmark:
     """JSON file to write."""
 
     def run(self) -> dict[str, Any]:
-        """Measure, print and return the figures."""
+        """Measure, print and return the figures.
+
+        Raises:
+            InputError: nothing to measure, or no folder for the file.
+        """
+        self._check()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         work = _Work(self, device)
         medians = interleaved_medians(
@@ -78,6 +83,15 @@ class IPSMStepBenchmark:
         if self.output is not None:
             self.output.write_text(json.dumps(figures, indent=2))
         return figures
+
+    def _check(self) -> None:
+        if self.repetitions < 1:
+            raise InputError(f"--repetitions must be at least 1, got {self.repetitions}")
+        output = self.output
+        if output is not None and (output.is_dir() or not output.parent.is_dir()):
+            raise InputError(
+                f"--output {output} cannot be written; give a file in a folder that exists"
+            )
 
 
 class _Work:

@@ -25,7 +25,7 @@ from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import (
     PseudoViewDatamanager,
     PseudoViewDatamanagerConfig,
 )
-from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig
+from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig, tells_depth
 from ps4pro_nerfstudio.diffusion.protocol import DepthPrior
 from ps4pro_nerfstudio.diffusion.weights import open_depth_prior
 from ps4pro_nerfstudio.messages import say
@@ -91,19 +91,21 @@ class UnseenViewDatamanager(PseudoViewDatamanager):
         super()._augment()
 
     def _inverse_depths(self, views: SourceViews) -> list[NDArray] | None:
-        """Link (c) of the initialisation chain: coarse points at the network's depth."""
+        """Link (c) of the initialisation chain: coarse points at the network's depth.
+
+        Maps that tell no depth are empty. The model warns of them: it sees all photographs, also
+        where no coarse points are wanted.
+        """
         prior = self.depth_prior
         if prior is None:
             return None
-        with torch.no_grad():
-            return [
-                prior.inverse_depth(
-                    torch.from_numpy(image).to(self.device).permute(2, 0, 1).float() / 255.0
-                )
-                .cpu()
-                .numpy()
-                for image in views.images
-            ]
+        found = []
+        for image in views.images:
+            picture = torch.from_numpy(image).to(self.device).permute(2, 0, 1).float() / 255.0
+            with torch.no_grad():
+                inverse = prior.inverse_depth(picture)
+            found.append(inverse.cpu().numpy() if tells_depth(inverse) else np.zeros((0, 0)))
+        return found if any(inverse.size for inverse in found) else None
 
     def _keep(self, views: SourceViews, made: Augmentation) -> None:
         """Depths of the photographs and cameras near them."""

@@ -116,7 +116,7 @@ def choose_split(
             test = [i for i in available if i not in set(train)]
     else:
         train = available
-    train = _reduce(train, poses, options)
+    train = _reduce(train, poses, options, own)
     if options.test_cap is not None:
         test = linspaced(test, options.test_cap)
     if not test:
@@ -211,7 +211,9 @@ def _hold_out(
     return [i for i in everything if i not in held_out], test
 
 
-def _reduce(train: list[int], poses: NDArray, options: SplitOptions) -> list[int]:
+def _reduce(
+    train: list[int], poses: NDArray, options: SplitOptions, own: OwnSplit | None
+) -> list[int]:
     count = options.views
     if count is None:
         return train
@@ -224,9 +226,15 @@ def _reduce(train: list[int], poses: NDArray, options: SplitOptions) -> list[int
             )
         return train
     if count > len(train):
+        if own is not None and count > len(own.train):
+            raise InputError(
+                f"--views {count}: the capture's own split has only {len(own.train)} training "
+                "photos; ask for that many at most"
+            )
+        what = "--test-every" if options.test_list is None else "--test-list"
         raise InputError(
             f"--views {count}: only {len(train)} photos are not held out; ask for fewer or hold "
-            "out fewer (--test-every, --test-list)"
+            f"out fewer ({what})"
         )
     if options.selection == "farthest-point":
         return [train[place] for place in farthest_points(poses[train], count)]

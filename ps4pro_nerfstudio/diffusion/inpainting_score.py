@@ -33,6 +33,7 @@ from ps4pro_nerfstudio.messages import InputError, warn
 
 _MANY_DROPPED = 10
 """Gradients that overflow at first only make the loss scale smaller; so many are no accident."""
+_FLOAT32 = "--pipeline.model.score.dtype float32 is slower and has room for it"
 
 
 @dataclass
@@ -111,6 +112,7 @@ class InpaintingScorePrior:
         self._parts = parts
         self._loss_scale = config.loss_scale
         self._num_dropped = 0
+        self._warned_of_denoiser = False
         self._offload = config.cpu_offload and self.device.type != "cpu"
         for network in (parts.vae, parts.inpainting_unet, parts.text_unet):
             network.requires_grad_(False).eval()
@@ -156,7 +158,7 @@ class InpaintingScorePrior:
             if self._num_dropped == _MANY_DROPPED:
                 warn(
                     f"the score prior's gradient overflowed {_MANY_DROPPED} times and was left out "
-                    "then; --pipeline.model.score.dtype float32 is slower and has room for it"
+                    f"then; {_FLOAT32}"
                 )
         return Score(gradient.to(image.device), value.to(image.device))
 
@@ -203,9 +205,23 @@ class InpaintingScorePrior:
         with self._loaded(unet):
             time = torch.tensor(step, device=self.device)
             output = unet(batch, time, encoder_hidden_states=self._embeddings).sample.float()
+        self._warn_of_denoiser(batch, output)
         if prediction == "v_prediction":
             output = noise_from_velocity(output, inputs[0], alpha_bar)
         return guide(output, self.config.guidance)
+
+    def _warn_of_denoiser(self, batch: Tensor, output: Tensor) -> None:
+        """Say once that a denoiser spoils what it is given."""
+        if self._warned_of_denoiser or bool(torch.isfinite(output).all()):
+            return
+        if bool(torch.isfinite(batch).all()):
+            self._warned_of_denoiser = True
+            is_exact = self._dtype == torch.float32
+            advice = "its weights are broken, fetch them anew" if is_exact else _FLOAT32
+            warn(
+                f"a denoiser of the score prior {self.name} gives values that are not finite, "
+                f"which are left out; {advice}"
+            )
 
     @contextmanager
     def _loaded(self, unet: Any) -> Iterator[None]:

@@ -14,6 +14,10 @@ from ps4pro_nerfstudio.messages import InputError, MissingPartError
 
 EXTRA = 'pip install "ps4pro-nerfstudio[diffusion]"'
 """How to install them."""
+UPDATE = (
+    f"pip install -U diffusers transformers huggingface_hub {EXTRA.removeprefix('pip install ')}"
+)
+"""How to bring installed ones into versions that fit each other."""
 
 _PACKAGES = ("diffusers", "transformers", "huggingface_hub")
 
@@ -27,14 +31,15 @@ def take(package: str, name: str) -> Any:
     """A class or function of a package; imports it now.
 
     Raises:
-        MissingPartError: the package is absent or does not import; says how to install it.
+        MissingPartError: the package is absent or does not import; says how to install or mend it.
     """
     try:
         return getattr(importlib.import_module(package), name)
     # These packages import their parts late, and wrap what goes wrong in errors of any kind.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingPartError(f"{package} cannot be used ({reason}): {EXTRA}") from error
+        advice = EXTRA if missing_packages(package) else UPDATE
+        raise MissingPartError(f"{package} cannot be used ({reason}): {advice}") from error
 
 
 @contextlib.contextmanager

@@ -15,16 +15,76 @@ from ps4pro_nerfstudio.diffusion.captions import GENERIC_PROMPT
 from ps4pro_nerfstudio.diffusion.catalogue import Network
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, resolve_dtype
 from ps4pro_nerfstudio.diffusion.libraries import explained, take
-from ps4pro_nerfstudio.diffusion.parts import DiffusionParts, Prediction, vae_factor
+from ps4pro_nerfstudio.diffusion.parts import (
+    DiffusionParts,
+    Prediction,
+    check_channels,
+    vae_factor,
+)
 from ps4pro_nerfstudio.messages import InputError
 
+_CLASSES = (
+    ("diffusers", "AutoencoderKL"),
+    ("diffusers", "UNet2DConditionModel"),
+    ("diffusers", "DDPMScheduler"),
+    ("transformers", "CLIPTextModel"),
+    ("transformers", "CLIPTokenizer"),
+)
+"""What is taken from the libraries here."""
 _PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction")
+
+
+def check_folders(inpainting: Path, text: Path, name: str) -> None:
+    """Refuse what cannot be loaded or does not fit, as far as small files tell; takes seconds.
+
+    Args:
+        inpainting: as for `load_parts`.
+        text: as for `load_parts`.
+        name: what to call them in errors.
+
+    Raises:
+        MissingPartError: a library is absent or broken.
+        InputError: a folder that cannot be read, or two that do not fit together.
+    """
+    for package, kind in _CLASSES:
+        take(package, kind)
+    vae = _sizes(inpainting / "vae")
+    # What a file leaves out has the default of diffusers.
+    check_channels(
+        name,
+        inpainting=_sizes(inpainting / "unet").get("in_channels", 4),
+        text=_sizes(text / "unet").get("in_channels", 4),
+        latents=vae.get("latent_channels", 4),
+    )
+    other = text / "vae"
+    if not (other / "config.json").is_file():
+        return
+    ours, theirs = _latents_of(vae), _latents_of(_sizes(other))
+    if ours != theirs:
+        raise InputError(
+            f"{name}: the VAEs of the two denoisers differ (pixels per latent and scaling {ours} "
+            f"for inpainting, {theirs} for text); take both from one family"
+        )
+
+
+def _sizes(network: Path) -> dict[str, Any]:
+    """The config.json of a network's folder."""
+    with explained(network):
+        return dict(json.loads((network / "config.json").read_text()))
+
+
+def _latents_of(vae: dict[str, Any]) -> tuple[int, float]:
+    """Pixels per latent along a side, and the factor on the latents."""
+    blocks = SimpleNamespace(block_out_channels=vae.get("block_out_channels", (64,)))
+    return vae_factor(blocks), vae.get("scaling_factor", 0.18215)
 
 
 def load_parts(
     inpainting: Path, text: Path, name: str, config: InpaintingScoreConfig, device: torch.device
 ) -> DiffusionParts:
     """Read both denoisers, encode the prompt, and drop what encoded it.
+
+    What `check_folders` refuses is not looked for again.
 
     Args:
         inpainting: folder in diffusers' layout: unet, vae, text_encoder, tokenizer, scheduler.
@@ -37,7 +97,6 @@ def load_parts(
         InputError: a folder that cannot be read, or two that do not fit together.
     """
     dtype = resolve_dtype(config, device)
-    _check_vae(inpainting, text, name)
     schedule, inpainting_prediction = _schedule(inpainting)
     other_schedule, text_prediction = _schedule(text)
     if schedule.shape != other_schedule.shape or not torch.allclose(schedule, other_schedule):
@@ -95,28 +154,6 @@ def _schedule(folder: Path) -> tuple[Tensor, Prediction]:
             f"known: {', '.join(_PREDICTIONS)}"
         )
     return scheduler.alphas_cumprod, prediction
-
-
-def _check_vae(inpainting: Path, text: Path, name: str) -> None:
-    """Refuse a text denoiser that was trained on the latents of another VAE."""
-    other = text / "vae" / "config.json"
-    if not other.is_file():
-        return
-    with explained(inpainting / "vae"):
-        ours = _latents_of(inpainting / "vae" / "config.json")
-    with explained(other):
-        theirs = _latents_of(other)
-    if ours != theirs:
-        raise InputError(
-            f"{name}: the VAEs of the two denoisers differ (pixels per latent and scaling {ours} "
-            f"for inpainting, {theirs} for text); take both from one family"
-        )
-
-
-def _latents_of(file: Path) -> tuple[int, float]:
-    content = json.loads(file.read_text())
-    factor = vae_factor(SimpleNamespace(block_out_channels=content["block_out_channels"]))
-    return factor, content.get("scaling_factor", 0.18215)
 
 
 def _encode_prompt(folder: Path, config: InpaintingScoreConfig, device: torch.device) -> Tensor:

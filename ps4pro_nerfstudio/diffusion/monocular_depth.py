@@ -23,6 +23,8 @@ from ps4pro_nerfstudio.messages import InputError
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _DPT_HYBRID_OFFSET = 200.0
+_LEAST_SPREAD = 1e-4
+"""Spread of a map, as a share of its size, below which it is one depth for the whole picture."""
 
 
 @dataclass
@@ -95,6 +97,14 @@ class MonocularDepth:
             predicted = self._network(pixel_values=shown).predicted_depth[:, None]
             resized = F.interpolate(predicted, (height, width), mode="bicubic", align_corners=False)
         return resized[0, 0].to(image.device)
+
+
+def tells_depth(inverse_depth: Tensor) -> bool:
+    """Whether what a network gives for a picture, [H, W], is finite and not one depth for all."""
+    if not bool(torch.isfinite(inverse_depth).all()):
+        return False
+    values = inverse_depth.detach().double()
+    return bool((values - values.mean()).norm() > _LEAST_SPREAD * values.norm())
 
 
 def network_size(sizes: Any, height: int, width: int, shorter_side: int) -> tuple[int, int]:

@@ -53,37 +53,52 @@ def vae_factor(vae_config: Any) -> int:
     return 2 ** (len(vae_config.block_out_channels) - 1)
 
 
+def check_channels(name: str, inpainting: int, text: int, latents: int) -> None:
+    """Refuse networks of which one does not take what another one makes.
+
+    Args:
+        name: what to call them in errors.
+        inpainting: channels that the inpainting UNet takes.
+        text: channels that the text UNet takes.
+        latents: channels of the VAE's latents.
+
+    Raises:
+        InputError: a wrong number of channels; names what was found.
+    """
+    wanted = (
+        ("inpainting", inpainting, 2 * LATENT_CHANNELS + 1, "inpainting"),
+        ("text", text, LATENT_CHANNELS, "ordinary text-to-image"),
+    )
+    for role, found, channels, kind in wanted:
+        if found != channels:
+            raise InputError(
+                f"{name}: the {role} UNet takes {found} channels instead of {channels}; "
+                f"give an {kind} model there"
+            )
+    if latents != LATENT_CHANNELS:
+        raise InputError(
+            f"{name}: the VAE has {latents} latent channels, the UNets take {LATENT_CHANNELS}"
+        )
+
+
 def check_parts(parts: DiffusionParts, size: int) -> None:
     """Refuse networks that cannot work together on pictures of size x size pixels.
 
     Raises:
         InputError: wrong number of channels, width of the text, VAE or size; names what was found.
     """
-    wanted = {
-        "inpainting": (parts.inpainting_unet, 2 * LATENT_CHANNELS + 1),
-        "text": (parts.text_unet, LATENT_CHANNELS),
-    }
+    vae, inpainting, text = (
+        network.config for network in (parts.vae, parts.inpainting_unet, parts.text_unet)
+    )
+    check_channels(parts.name, inpainting.in_channels, text.in_channels, vae.latent_channels)
     width = parts.embeddings.shape[-1]
-    for role, (unet, channels) in wanted.items():
-        found = unet.config.in_channels
-        if found != channels:
-            raise InputError(
-                f"{parts.name}: the {role} UNet takes {found} channels instead of {channels}; "
-                f"give an {'inpainting' if role == 'inpainting' else 'ordinary text-to-image'} "
-                "model there"
-            )
-        found = unet.config.cross_attention_dim
+    for role, unet in (("inpainting", inpainting), ("text", text)):
+        found = unet.cross_attention_dim
         if found != width:
             raise InputError(
                 f"{parts.name}: the {role} UNet reads text of width {found}, but the text encoder "
                 f"writes {width}; both UNets must be of the family of the inpainting text encoder"
             )
-    vae = parts.vae.config
-    if vae.latent_channels != LATENT_CHANNELS:
-        raise InputError(
-            f"{parts.name}: the VAE has {vae.latent_channels} latent channels, "
-            f"the UNets take {LATENT_CHANNELS}"
-        )
     factor = vae_factor(vae)
     if size <= 0 or size % factor:
         raise InputError(

@@ -8,9 +8,10 @@ FOLDER` writes. Only safetensors files are read.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ps4pro_nerfstudio.diffusion.captions import GENERIC_PROMPT, write_prompt
 from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, DENOISERS, DEPTH, Part
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, InpaintingScorePrior
 from ps4pro_nerfstudio.diffusion.libraries import EXTRA, missing_packages, take
-from ps4pro_nerfstudio.diffusion.loading import load_parts
+from ps4pro_nerfstudio.diffusion.loading import check_folders, load_parts
 from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig, load_depth
 from ps4pro_nerfstudio.diffusion.protocol import DepthPrior, ScorePrior
 from ps4pro_nerfstudio.diffusion.tiny import tiny_parts
@@ -32,6 +33,8 @@ from ps4pro_nerfstudio.messages import InputError, MissingPartError, say, warn
 FETCH = "ps4pro fetch-weights ipsm"
 SCORE_FIELD = "--pipeline.model.diffusion"
 DEPTH_FIELD = "--pipeline.model.depth"
+OTHER_DEPTH = f"choose another network with {DEPTH_FIELD}, or triangulated"
+"""What to do about a depth network that tells nothing."""
 SMALLER = (
     "--pipeline.model.score.cpu-offload True needs half of it, a smaller "
     f"--pipeline.model.score.size less, {SCORE_FIELD} off none"
@@ -113,73 +116,110 @@ def open_score_prior(
     device = torch.device(device)
     if choice == "off":
         return None
-    insisted = find_score_weights(choice, config)
-    if insisted is not None:
-        return _load_score(*insisted, config, device, photograph)
-    if choice not in ("auto", "tiny-random"):
-        return _call(choice, config, device, SCORE_FIELD)
-    parts, fetch = _denoisers(config)
-    if absent := missing_packages():
-        message = f"the score prior needs {', '.join(absent)}: {EXTRA}"
+    if _is_function(choice):
+        prior = _call(choice, config, device, SCORE_FIELD)
+        say(f"score prior: {prior.name} ({choice})")
+        return prior
+    try:
+        if choice == "tiny-random":
+            _require_packages(choice, config)
+            warn("the score prior is tiny-random: random weights, for tests; it harms the result")
+            return InpaintingScorePrior(tiny_parts(), config, device)
+        inpainting, text = _find_score_weights(choice, config)
+        if choice == "auto" and device.type == "cpu":
+            warn(
+                "the score prior takes many seconds a step without a GPU; "
+                f"{SCORE_FIELD} off trains without it"
+            )
+        return _load_score(inpainting, text, config, device, photograph, choice)
+    except MissingPartError as error:
         if choice != "auto":
-            raise MissingPartError(f"{message}; weights: {_ids(parts)}")
-        say(f"training without a score prior: {message}, then {fetch}")
+            raise
+        say(f"training without a score prior: {error}")
         return None
-    if choice == "tiny-random":
-        warn("the score prior is tiny-random: random weights, for tests; it harms the result")
-        return InpaintingScorePrior(tiny_parts(), config, device)
-    inpainting, text = _cached(parts, config)
-    if inpainting is None or text is None:
-        say(
-            f"training without a score prior: {_absent(parts, inpainting, text)} not on this disk; "
-            f"`{fetch}` shows licences and sizes and fetches what is missing"
-        )
-        return None
-    if device.type == "cpu":
-        warn(
-            "the score prior takes many seconds a step without a GPU; "
-            f"{SCORE_FIELD} off trains without it"
-        )
-    return _load_score(inpainting, text, config, device, photograph)
 
 
-def find_score_weights(choice: str, config: InpaintingScoreConfig) -> tuple[Found, Found] | None:
-    """Inpainting and text weights that the user insists on, so that their lack is known early.
+def check_score_weights(choice: str, config: InpaintingScoreConfig) -> None:
+    """Look for the weights that would be used, so that what is wrong with them is known early.
 
     Args:
-        choice: as for `open_score_prior`; choices that insist on no weights give None.
+        choice: as for `open_score_prior`.
         config: settings.
 
     Raises:
-        MissingPartError: the weights, or the packages that read them, are not there.
-        InputError: an unknown choice; a folder without the weights.
+        MissingPartError: the user insists on weights, and they, or the packages that read them, are
+            not there.
+        InputError: an unknown choice; weights that do not fit together.
     """
-    is_folder = Path(choice).is_dir()
-    if choice in ("off", "auto", "tiny-random") or (
-        not is_folder and _FUNCTION.fullmatch(choice) is not None
-    ):
-        return None
-    if choice != "stable-diffusion" and not is_folder:
+    if choice in ("off", "tiny-random") or _is_function(choice):
+        return
+    try:
+        _find_score_weights(choice, config)
+    except MissingPartError:
+        if choice != "auto":
+            raise
+
+
+def _is_function(choice: str) -> bool:
+    """Whether a choice is a `module:function`."""
+    return _FUNCTION.fullmatch(choice) is not None and not Path(choice).is_dir()
+
+
+def _find_score_weights(choice: str, config: InpaintingScoreConfig) -> tuple[Found, Found]:
+    """Inpainting and text weights of `auto`, `stable-diffusion` or a folder.
+
+    Raises:
+        MissingPartError: the weights are not there, or the packages that read them cannot be used.
+        InputError: an unknown choice; weights that do not fit together.
+    """
+    folder = Path(choice)
+    if choice not in ("auto", "stable-diffusion") and not folder.is_dir():
         raise InputError(
             f"{SCORE_FIELD} {choice}: no such folder; known besides folders: off, auto, "
             "stable-diffusion, module:function"
         )
+    _require_packages(choice, config)
     parts, fetch = _denoisers(config)
-    if absent := missing_packages():
-        raise MissingPartError(
-            f"the score prior needs {', '.join(absent)}: {EXTRA}; weights: {_ids(parts)}"
-        )
-    if choice != "stable-diffusion":
-        inpainting, text = (find_in_folder(part, Path(choice), fetch) for part in parts)
-        return inpainting, text
-    inpainting, text = _cached(parts, config)
+    if choice in ("auto", "stable-diffusion"):
+        inpainting, text = _cached(parts, config)
+    else:
+        inpainting, text = (find_in_folder(part, folder, fetch) for part in parts)
     if inpainting is None or text is None:
+        absent = f"{_absent(parts, inpainting, text)} not on this disk"
+        if choice == "auto":
+            raise MissingPartError(
+                f"{absent}; `{fetch}` shows licences and sizes and fetches what is missing"
+            )
         raise MissingPartError(
-            f"{SCORE_FIELD} stable-diffusion: {_absent(parts, inpainting, text)} not on this disk; "
-            f"fetch with `{fetch}`, or give a folder with {SCORE_FIELD} FOLDER "
-            f"(the extra of {EXTRA} is installed)"
+            f"{SCORE_FIELD} stable-diffusion: {absent}; fetch with `{fetch}`, or give a folder "
+            f"with {SCORE_FIELD} FOLDER (the extra of {EXTRA} is installed)"
         )
+    with _with_way_out(choice):
+        check_folders(inpainting.folder, text.folder, _name(inpainting, text))
     return inpainting, text
+
+
+@contextlib.contextmanager
+def _with_way_out(choice: str) -> Iterator[None]:
+    """Tell who has not asked for the weights that are at fault how to do without them."""
+    try:
+        yield
+    except InputError as error:
+        if choice != "auto":
+            raise
+        raise InputError(f"{error}, or train without these weights: {SCORE_FIELD} off") from error
+
+
+def _require_packages(choice: str, config: InpaintingScoreConfig) -> None:
+    """Refuse a choice whose packages are not installed.
+
+    Raises:
+        MissingPartError: names them, and the weights that they read.
+    """
+    if missing := missing_packages():
+        parts, fetch = _denoisers(config)
+        after = f", then {fetch}" if choice == "auto" else f"; weights: {_ids(parts)}"
+        raise MissingPartError(f"the score prior needs {', '.join(missing)}: {EXTRA}{after}")
 
 
 def _denoisers(config: InpaintingScoreConfig) -> tuple[tuple[Part, Part], str]:
@@ -196,6 +236,10 @@ def _cached(
         find_cached(inpainting, config.inpainting_revision),
         find_cached(text, config.text_revision),
     )
+
+
+def _name(inpainting: Found, text: Found) -> str:
+    return f"{inpainting.name} + {text.name}"
 
 
 def _absent(parts: tuple[Part, Part], *found: Found | None) -> str:
@@ -224,9 +268,11 @@ def open_depth_prior(
         return None
     folder = Path(choice)
     named = choice == "auto" or choice in DEPTH
+    if _is_function(choice):
+        prior = _call(choice, config, device, DEPTH_FIELD)
+        say(f"depth of single images: {prior.name} ({choice})")
+        return prior
     if not named and not folder.is_dir():
-        if _FUNCTION.fullmatch(choice):
-            return _call(choice, config, device, DEPTH_FIELD)
         raise InputError(
             f"{DEPTH_FIELD} {choice}: no such folder; known besides folders: triangulated, auto, "
             f"{', '.join(DEPTH)}, module:function"
@@ -248,10 +294,16 @@ def open_depth_prior(
             )
         return _load_depth(Found(place, str(place)), config, device)
     candidates = DEPTH.values() if choice == "auto" else (DEPTH[choice],)
-    for part in candidates:
-        found = find_cached(part, config.revision)
-        if found is not None:
-            return _load_depth(found, config, device)
+    try:
+        for part in candidates:
+            found = find_cached(part, config.revision)
+            if found is not None:
+                return _load_depth(found, config, device)
+    except MissingPartError as error:
+        if choice != "auto":
+            raise
+        say(f"depth is triangulated from the training views: {error}")
+        return None
     if choice != "auto":
         raise MissingPartError(
             f"{DEPTH_FIELD} {choice}: {DEPTH[choice].hub_id} not on this disk; fetch with "
@@ -271,13 +323,15 @@ def _load_score(
     config: InpaintingScoreConfig,
     device: torch.device,
     photograph: Photograph | None,
+    choice: str,
 ) -> ScorePrior:
-    name = f"{inpainting.name} + {text.name}"
+    name = _name(inpainting, text)
     if not config.prompt:
         config.prompt = _prompt(inpainting.folder.parent, device, photograph)
     try:
-        parts = load_parts(inpainting.folder, text.folder, name, config, device)
-        prior = InpaintingScorePrior(parts, config, device)
+        with _with_way_out(choice):
+            parts = load_parts(inpainting.folder, text.folder, name, config, device)
+            prior = InpaintingScorePrior(parts, config, device)
     except torch.cuda.OutOfMemoryError as error:
         raise InputError(f"{name} does not fit into the GPU's memory; {SMALLER}") from error
     say(f"score prior: {name}")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanagerConfig
-from ps4pro_nerfstudio.diffusion.weights import find_score_weights
+from ps4pro_nerfstudio.diffusion.weights import check_score_weights
 from ps4pro_nerfstudio.models.ipsm import IPSMModelConfig
 
 
@@ -41,8 +41,8 @@ class IPSMPipeline(VanillaPipeline):
         **kwargs: Any,
     ) -> None:
         if test_mode == "val":
-            # Before photographs are matched for minutes: weights that a training cannot do without.
-            find_score_weights(config.model.diffusion, config.model.score)
+            # Before photographs are matched for minutes.
+            check_score_weights(config.model.diffusion, config.model.score)
         config.datamanager.depth = config.model.depth
         config.datamanager.depth_network = config.model.depth_network
         super().__init__(config, device, test_mode, **kwargs)

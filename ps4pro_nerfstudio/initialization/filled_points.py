@@ -92,8 +92,9 @@ def filled_points(
         views: the N photographs.
         known: points of the scene, in the world of the poses.
         config: how coarse, and what speaks against a guess.
-        inverse_depths: N maps [H, W] of a network, of any scale and shift; without them the inverse
-            depth is that of the planes which the known points around a spot lie on.
+        inverse_depths: N maps [H, W] of a network, of any scale and shift; without them, or where
+            one is empty, the inverse depth is that of the planes which the known points around a
+            spot lie on.
 
     Returns:
         The new points alone; none where too little is known.
@@ -168,7 +169,7 @@ def _guess(spots: Float64, known: _Known, inverse_depth: NDArray | None) -> Floa
     if len(known.depth) < _LEAST_KNOWN or len(spots) == 0:
         return None
     nearest, farthest = float(known.depth.min()), float(known.depth.max())
-    if inverse_depth is None:
+    if inverse_depth is None or inverse_depth.size == 0:
         inverse = _of_surroundings(spots, known)
         farthest *= _FOLLOWED
         nearest /= _NEARER

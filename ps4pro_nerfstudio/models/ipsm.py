@@ -27,11 +27,11 @@ from torch import Tensor
 
 from ps4pro_nerfstudio.diffusion.catalogue import licences
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
-from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig
+from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig, tells_depth
 from ps4pro_nerfstudio.diffusion.protocol import DepthPrior, ScorePrior
-from ps4pro_nerfstudio.diffusion.weights import SMALLER, open_score_prior
+from ps4pro_nerfstudio.diffusion.weights import OTHER_DEPTH, SMALLER, open_score_prior
 from ps4pro_nerfstudio.geometry.inverse_warp import Agreement, Interpolation, inverse_warp, visible
-from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.messages import InputError, warn
 from ps4pro_nerfstudio.metrics.average_error import average_error
 from ps4pro_nerfstudio.models.ipsm_schedule import IPSMSchedule, IPSMScheduleConfig
 from ps4pro_nerfstudio.models.ipsm_strategy import IPSMStrategy
@@ -56,6 +56,8 @@ _GREY = 0.5
 """What the depth network sees behind a photograph with alpha."""
 _EPS = 1e-6
 _CLOTH_ROWS = 50
+_MANY_BLIND = 50
+"""So many unseen views in a row that show nothing are no accident."""
 _DROP_VIEWS = (3, 9)
 """Numbers of photographs up to which dropout is full, and from which on there is none."""
 
@@ -152,7 +154,10 @@ class IPSMModel(PS4PROSplatfactoModel):
         self.schedule = IPSMSchedule(config.schedule)
         # Not modules, hence in no checkpoint.
         self._priors: dict[str, Any] = {}
-        self._inverse_depths: dict[int, Tensor] = {}
+        self._inverse_depths: dict[int, Tensor | None] = {}
+        self._warned_of_depth = False
+        self._num_blind = 0
+        self._warned_of_blind = False
         self._unseen_pictures: dict[str, Tensor] = {}
         self.score_weight_slider = ViewerSlider(
             "λ IPSM", config.score_weight, 0.0, max(4.0, 2 * config.score_weight), 0.05
@@ -291,13 +296,47 @@ class IPSMModel(PS4PROSplatfactoModel):
             grey = {"background": torch.full((3,), _GREY, device=self.device)}
             photograph = self._ground_truth(grey, batch).permute(2, 0, 1)
             with torch.no_grad():
-                self._inverse_depths[index] = self.depth_prior.inverse_depth(photograph)
+                found = self.depth_prior.inverse_depth(photograph)
+            self._inverse_depths[index] = found if tells_depth(found) else None
+            self._warn_of_photographs()
         inverse = self._inverse_depths[index]
+        if inverse is None:
+            return None
         blended = depth * outputs["accumulation"][..., 0]
         valid = self._valid(batch, *depth.shape)
         if valid is not None:
             inverse, blended = inverse[valid], blended[valid]
         return inverse_depth_loss(inverse, blended, self.depth_prior.inverse_offset)
+
+    def _warn_of_photographs(self) -> None:
+        """Say in how many photographs the network tells no depth, when it has seen all of them."""
+        found = self._inverse_depths.values()
+        without = sum(inverse is None for inverse in found)
+        if without and len(found) == self.num_train_data:
+            self._warn_of_depth(f"{without} of {len(found)} photographs")
+
+    def _warn_of_depth(self, pictures: str) -> None:
+        """Say once that a depth network is of no use for some pictures."""
+        prior = self.depth_prior
+        assert prior is not None
+        if self._warned_of_depth:
+            return
+        self._warned_of_depth = True
+        warn(
+            f"depth network {prior.name} gives one depth for the whole of {pictures}, or values "
+            f"that are not finite: its depth terms are left out there; {OTHER_DEPTH}"
+        )
+
+    def _warn_of_blind(self, is_blind: bool) -> None:
+        """Say when so many unseen views in a row have shown nothing of their photographs."""
+        self._num_blind = self._num_blind + 1 if is_blind else 0
+        if self._num_blind == _MANY_BLIND and not self._warned_of_blind:
+            self._warned_of_blind = True
+            warn(
+                f"{_MANY_BLIND} unseen views in a row show nothing of the photographs beside them "
+                "and are of little use; move them less (--pipeline.datamanager.unseen.sigma-max, "
+                "gap-share) or in another way (--pipeline.datamanager.unseen.frame)"
+            )
 
     def _unseen_losses(
         self, outputs: dict[str, Any], batch: dict[str, Any], unseen: Any
@@ -335,6 +374,9 @@ class IPSMModel(PS4PROSplatfactoModel):
         )
         strict = visible(warp, unseen_depth, self.threshold_slider.value, config.mask_mode)
         soft = visible(warp, unseen_depth, config.soft_threshold, config.mask_mode)
+        is_blind = not bool(soft.any())
+        if bool((source_depth > 0.0).any()):  # Else it is not the unseen camera's fault.
+            self._warn_of_blind(is_blind)
 
         # Applied each k-th step, k times as strongly.
         often = float(config.schedule.every_k)
@@ -347,7 +389,7 @@ class IPSMModel(PS4PROSplatfactoModel):
             loss = self._unseen_depth_loss(colors, depth, accumulation, batch, unseen)
             _add(losses, "unseen_depth", ramp * config.unseen_depth_weight, loss)
         score_weight = self.score_weight_slider.value
-        if self.score_prior is not None and score_weight > 0.0:
+        if self.score_prior is not None and score_weight > 0.0 and not is_blind:
             loss = self._score_loss(colors, warp.colors, soft)
             _add(losses, "score", ramp * score_weight, loss)
         self._unseen_pictures = {
@@ -411,6 +453,10 @@ class IPSMModel(PS4PROSplatfactoModel):
         if self.depth_prior is not None:
             image = colors if self.config.unseen_depth_through_image else colors.detach()
             inverse = self.depth_prior.inverse_depth(image.clamp(0.0, 1.0))
+            if not tells_depth(inverse):
+                if bool((accumulation > _OPAQUE).any()):  # Else there is nothing to tell.
+                    self._warn_of_depth("a render")
+                return None
             correlation = pearson(depth * accumulation, -inverse)
             return None if correlation is None else 1.0 - correlation
         known = batch.get("seen_depth")

@@ -165,6 +165,34 @@ def test_a_depth_network_places_what_correspondences_leave_out(
         assert (farthest_from_wall(manager) > 0.05) == bent
 
 
+@pytest.mark.parametrize("value", [3.0, torch.nan, torch.inf])
+def test_a_network_that_tells_no_depth_places_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, value: float
+) -> None:
+    """Coarse points are then those of a run without a network, and are called so."""
+    folder = write_capture(tmp_path / "capture", num_images=4, width=160, height=120)
+    config: Any = ipsm_gaussian.config.pipeline.datamanager
+    pseudo = copy.deepcopy(config.pseudo_views)
+    pseudo.source.pairs.max_rotation_degrees = 0.1
+    options = {
+        "pseudo_views": pseudo,
+        "stereo": StereoConfig(enabled=False),
+        "dataparser": SparseViewsDataParserConfig(test_every=4),
+    }
+    prior: Any = SimpleNamespace(
+        name="flat",
+        inverse_offset=None,
+        inverse_depth=lambda image: torch.full_like(image[0], value),
+    )
+    monkeypatch.setitem(sys.modules, "my_flat", SimpleNamespace(make=lambda *_: prior))
+    without, flat = make(folder, **options), make(folder, **options, depth="my_flat:make")
+    points = [m.train_dataparser_outputs.metadata["points3D_xyz"] for m in (without, flat)]
+    assert torch.equal(points[0], points[1])
+    printed = capsys.readouterr().out
+    assert "the depth network's depth" not in printed
+    assert "depth of single images: flat (my_flat:make)" in printed
+
+
 def test_depth_comes_from_photographs_that_are_too_far_apart_for_frames(tmp_path: Path) -> None:
     folder = write_capture(tmp_path / "capture", num_images=4, width=160, height=120)
     config: Any = ipsm_gaussian.config.pipeline.datamanager

@@ -150,6 +150,20 @@ def test_a_capture_keeps_its_own_test_views():
     assert (every.train, every.test) == ([2, 5], [0, 1])
 
 
+def test_the_advice_about_too_many_views_is_what_can_work(tmp_path):
+    own = OwnSplit(train=[2, 3, 4, 5, 9, 10], test=[0, 1])
+    (tmp_path / "test.txt").write_text("2.png\n3.png\n")
+    listed = {"test_list": tmp_path / "test.txt"}
+    for options in ({"own": own, "views": 9}, {"own": own, "views": 7, **listed}):
+        with pytest.raises(InputError, match="only 6 training photos; ask for that many") as raised:
+            _split(**options)
+        assert "hold" not in str(raised.value)
+    with pytest.raises(InputError, match=r"only 4 photos .*hold out fewer \(--test-list\)"):
+        _split(own=own, views=5, **listed)
+    with pytest.raises(InputError, match=r"hold out fewer \(--test-every\)"):
+        _split(views=18)
+
+
 def _lists(folder, train, test):
     (folder / "a.txt").write_text(train)
     (folder / "b.txt").write_text(test)

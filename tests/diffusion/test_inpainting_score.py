@@ -222,6 +222,26 @@ def test_overflows_without_end_are_said_once(monkeypatch: pytest.MonkeyPatch) ->
     assert "dtype float32" in line
 
 
+@pytest.mark.parametrize(
+    "dtype, advice", [("float32", "fetch them anew"), ("bfloat16", "dtype float32")]
+)
+def test_a_denoiser_that_is_not_finite_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, advice: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(inpainting_score, "warn", said.append)
+    parts = fake_parts()
+    prior = InpaintingScorePrior(parts, fake_config(dtype=dtype), "cpu")
+    prior.score(*pictures(), seeded())
+    assert said == []
+    parts.text_unet.gain.fill_(torch.nan)
+    for _ in range(3):
+        assert torch.isfinite(prior.score(*pictures(), seeded()).gradient).all()
+    (line,) = said
+    assert "fakes gives values that are not finite" in line
+    assert advice in line
+
+
 def test_surrogate_reaches_the_render_and_autocast_does_not_reach_the_networks() -> None:
     parts = fake_parts()
     prior = InpaintingScorePrior(parts, fake_config(), "cpu")

@@ -17,6 +17,7 @@ from ps4pro_nerfstudio.diffusion.monocular_depth import (
     MonocularDepth,
     MonocularDepthConfig,
     network_size,
+    tells_depth,
 )
 from ps4pro_nerfstudio.diffusion.weights import open_depth_prior
 from ps4pro_nerfstudio.messages import InputError, MissingPartError
@@ -153,6 +154,42 @@ def test_sizes_below_one_are_refused() -> None:
     network, _ = recording("depth_anything", patch_size=14)
     with pytest.raises(InputError, match="positive"):
         MonocularDepth(network, "mine", MonocularDepthConfig(size=0), "cpu")
+
+
+def test_one_depth_for_all_or_values_without_end_tell_nothing() -> None:
+    slope = torch.linspace(0.0, 1.0, 60).reshape(6, 10)
+    assert tells_depth(slope)
+    assert tells_depth(200.0 + slope)
+    assert tells_depth(1e-3 * slope)
+    for flat in (torch.zeros(6, 10), torch.full((6, 10), 3.0), 3.0 + 1e-5 * slope):
+        assert not tells_depth(flat)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        spoiled = slope.clone()
+        spoiled[0, 0] = value
+        assert not tells_depth(spoiled)
+
+
+def test_a_network_that_is_plugged_in_is_said(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    prior = SimpleNamespace(name="ours")
+    monkeypatch.setitem(sys.modules, "my_depth", SimpleNamespace(make=lambda *_: prior))
+    assert open_depth_prior("my_depth:make", MonocularDepthConfig(), "cpu") is prior
+    assert said == ["depth of single images: ours (my_depth:make)"]
+
+
+def test_a_broken_library_stops_only_who_insists_on_a_network(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    put_in_cache(hub_cache, "depth-anything", tiny_depth_anything())
+    broken = SimpleNamespace(__spec__=sys.modules["transformers"].__spec__)
+    monkeypatch.setitem(sys.modules, "transformers", broken)
+    assert open_depth_prior("auto", MonocularDepthConfig(), "cpu") is None
+    (line,) = said
+    assert "triangulated" in line
+    assert "pip install -U diffusers transformers" in line
+    with pytest.raises(MissingPartError, match="transformers cannot be used"):
+        open_depth_prior("depth-anything", MonocularDepthConfig(), "cpu")
 
 
 @pytest.mark.parametrize("nested", [False, True])

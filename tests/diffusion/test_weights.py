@@ -18,7 +18,11 @@ import torch
 from ps4pro_nerfstudio.diffusion import weights
 from ps4pro_nerfstudio.diffusion.catalogue import DENOISERS, Part, licences
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, InpaintingScorePrior
-from ps4pro_nerfstudio.diffusion.weights import find_cached, open_score_prior
+from ps4pro_nerfstudio.diffusion.weights import (
+    check_score_weights,
+    find_cached,
+    open_score_prior,
+)
 from ps4pro_nerfstudio.messages import InputError, MissingPartError
 from tests.diffusion.conftest import pictures, seeded
 
@@ -166,19 +170,35 @@ def test_missing_extra(
         assert INPAINTING.hub_id in str(raised.value)
 
 
-def test_a_broken_package_is_one_line(pipelines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when diffusers and transformers do not fit each other: the class cannot be imported."""
-    monkeypatch.setattr("diffusers.DDPMScheduler", _Broken(), raising=False)
-    broken = SimpleNamespace(__spec__=sys.modules["diffusers"].__spec__)
+@pytest.fixture
+def broken_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when diffusers and transformers do not fit each other: no class can be imported."""
+    diffusers = pytest.importorskip("diffusers")
+    broken = SimpleNamespace(__spec__=diffusers.__spec__)
     monkeypatch.setitem(sys.modules, "diffusers", broken)
+
+
+@pytest.mark.usefixtures("broken_diffusers")
+def test_a_broken_package_is_one_line(pipelines: Path) -> None:
+    """Known early, and with another advice than for an absent one, which pip would not change."""
     with pytest.raises(MissingPartError) as raised:
-        open_score_prior(str(pipelines), config(), "cpu")
+        check_score_weights(str(pipelines), config())
     assert "diffusers cannot be used" in one_line(raised.value)
-    assert "DDPMScheduler" in str(raised.value)
+    assert "pip install -U diffusers" in str(raised.value)
 
 
-class _Broken:
-    pass
+@pytest.mark.usefixtures("broken_diffusers")
+def test_auto_goes_on_without_a_broken_package(
+    pipelines: Path, hub_cache: Path, said: list[str]
+) -> None:
+    put_in_cache(hub_cache, INPAINTING, pipelines / "inpainting")
+    put_in_cache(hub_cache, TEXT, pipelines / "text")
+    check_score_weights("auto", config())
+    assert said == []
+    assert open_score_prior("auto", config(), "cuda") is None
+    (line,) = said
+    assert line.startswith("training without a score prior: diffusers cannot be used")
+    assert "pip install -U diffusers" in line
 
 
 def test_tiny_random_only_by_name_and_with_a_warning(said: list[str]) -> None:
@@ -190,16 +210,18 @@ def test_tiny_random_only_by_name_and_with_a_warning(said: list[str]) -> None:
     assert "random weights" in line
 
 
-def test_anything_else_may_be_plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anything_else_may_be_plugged_in(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     made: list[Any] = []
+    prior = SimpleNamespace(name="ours")
 
-    def make(*arguments: Any) -> str:
+    def make(*arguments: Any) -> Any:
         made.append(arguments)
-        return "a prior"
+        return prior
 
     monkeypatch.setitem(sys.modules, "my_priors", SimpleNamespace(make=make))
     settings = config()
-    assert open_score_prior("my_priors:make", settings, "cpu") == "a prior"
+    assert open_score_prior("my_priors:make", settings, "cpu") is prior
+    assert said == ["score prior: ours (my_priors:make)"]
     assert made == [(settings, torch.device("cpu"))]
     for choice in ("my_priors:other", "no_such_module_here:make"):
         with pytest.raises(InputError) as raised:
@@ -237,6 +259,61 @@ def another_vae(folder: Path) -> None:
     target.mkdir()
     shutil.copy(folder / "inpainting" / "vae" / "config.json", target)
     edit_json(target / "config.json", block_out_channels=[16, 32, 32])
+
+
+def more_latents(folder: Path) -> None:
+    edit_json(folder / "inpainting/vae/config.json", latent_channels=16)
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (same_unet_twice, "inpainting UNet takes 4 channels instead of 9"),
+        (inpainting_as_text, "text UNet takes 9 channels instead of 4"),
+        (more_latents, "the VAE has 16 latent channels, the UNets take 4"),
+        (another_vae, "VAEs of the two denoisers differ"),
+        (
+            lambda folder: (folder / "text/unet/config.json").write_text("{"),
+            "unet cannot be loaded",
+        ),
+    ],
+)
+def test_what_small_files_tell_is_known_early(
+    pipelines: Path, tmp_path: Path, hub_cache: Path, spoil: Callable[[Path], Any], words: str
+) -> None:
+    """With auto, which nobody asked for, the way out is named as well."""
+    folder = tmp_path / "mine"
+    shutil.copytree(pipelines, folder)
+    spoil(folder)
+    with pytest.raises(InputError, match=words) as raised:
+        check_score_weights(str(folder), config())
+    assert "diffusion off" not in one_line(raised.value)
+    put_in_cache(hub_cache, INPAINTING, folder / "inpainting")
+    put_in_cache(hub_cache, TEXT, folder / "text")
+    with pytest.raises(InputError, match=words) as raised:
+        check_score_weights("auto", config())
+    assert one_line(raised.value).endswith("--pipeline.model.diffusion off")
+
+
+def test_what_is_found_at_loading_names_the_way_out_as_well(
+    pipelines: Path, tmp_path: Path, hub_cache: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(pipelines, folder)
+    wider_text(folder)
+    put_in_cache(hub_cache, INPAINTING, folder / "inpainting")
+    put_in_cache(hub_cache, TEXT, folder / "text")
+    with pytest.raises(InputError, match="reads text of width 32") as raised:
+        open_score_prior("auto", config(), "cpu")
+    assert one_line(raised.value).endswith("--pipeline.model.diffusion off")
+
+
+def test_fitting_weights_and_choices_without_any_pass_early(
+    pipelines: Path, hub_cache: Path, said: list[str]
+) -> None:
+    for choice in ("off", "auto", "tiny-random", "no_such_module_here:make", str(pipelines)):
+        check_score_weights(choice, config())
+    assert said == []
 
 
 def wider_text(folder: Path) -> None:

@@ -17,6 +17,7 @@ from nerfstudio.scripts.train import _set_random_seed
 
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanager
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
+from ps4pro_nerfstudio.diffusion import weights
 from ps4pro_nerfstudio.methods import ipsm_gaussian
 from ps4pro_nerfstudio.models.splatfacto import DenseStartConfig
 from tests.conftest import write_capture
@@ -194,6 +195,27 @@ def test_weights_that_are_asked_for_but_absent_end_the_command(
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("ps4pro ")
     assert message in last
+
+
+def test_weights_that_do_not_fit_are_known_before_photographs_are_matched(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """An inpainting model in the place of the one for text, with the files of auto's cache."""
+    pytest.importorskip("diffusers")
+    places = []
+    for role in ("inpainting", "text"):
+        places.append(weights.Found(tmp_path / role, role))
+        for network, sizes in (("unet", {"in_channels": 9}), ("vae", {"latent_channels": 4})):
+            file = tmp_path / role / network / "config.json"
+            file.parent.mkdir(parents=True)
+            file.write_text(json.dumps(sizes))
+    monkeypatch.setattr(weights, "_cached", lambda *_: tuple(places))
+    monkeypatch.setattr(UnseenViewDatamanager, "_augment", lambda _: pytest.fail("too late"))
+    with pytest.raises(SystemExit):
+        set_up(scene, "auto")
+    printed = capsys.readouterr().out
+    assert "text UNet takes 9 channels instead of 4" in printed
+    assert "--pipeline.model.diffusion off" in printed
 
 
 def test_missing_weights_are_known_before_photographs_are_matched(

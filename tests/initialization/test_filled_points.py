@@ -80,6 +80,13 @@ def test_the_blank_part_of_a_wall_is_filled_once_at_its_depth() -> None:
     assert len(alone) < len(filled) <= len(alone) + strip + 1
 
 
+def test_an_empty_map_of_a_network_counts_as_none() -> None:
+    views, known = wall_views(), cloud(on_wall((0.0, HEIGHT / 2)))
+    without = filled_points(views, known, CONFIG)
+    empty = filled_points(views, known, CONFIG, [np.zeros((0, 0))] * 2)
+    np.testing.assert_array_equal(empty.xyz, without.xyz)
+
+
 def test_a_guess_lies_between_the_depths_around_it() -> None:
     """Known points left at depth 3 and right at depth 5, nothing between."""
     views = wall_views((0.0,))

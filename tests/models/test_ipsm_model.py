@@ -22,6 +22,7 @@ from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.protocol import Score
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ipsm_gaussian
+from ps4pro_nerfstudio.models import ipsm
 from ps4pro_nerfstudio.models.ipsm import (
     IPSMModel,
     IPSMModelConfig,
@@ -114,6 +115,14 @@ class FakeDepth:
 
     def inverse_depth(self, image: Tensor) -> Tensor:
         return 1.0 - image.mean(dim=0)
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Warnings of the model."""
+    lines: list[str] = []
+    monkeypatch.setattr(ipsm, "warn", lines.append)
+    return lines
 
 
 # ---------------------------------------------------------------- which terms there are
@@ -489,8 +498,38 @@ def test_an_unseen_view_that_sees_nothing() -> None:
     away = UnseenView(camera(0.0, -2.5), camera(), 0.02)
     away.camera.camera_to_worlds[:, :, 2] *= -1  # looks away from the scene
     away.camera.camera_to_worlds[:, :, 0] *= -1
+    model._priors["score"] = prior = FakeScore()
     losses = losses_of(model, unseen=away)
     assert set(losses) == {"main_loss", "seen_depth_loss"}
+    assert prior.calls == []
+
+
+def test_unseen_views_that_go_on_seeing_nothing_are_said_once(warned: list[str]) -> None:
+    model = make()
+    away = UnseenView(camera(0.0, -2.5), camera(), 0.02)
+    away.camera.camera_to_worlds[:, :, [0, 2]] *= -1
+    for _ in range(49):
+        losses_of(model, unseen=away)
+    losses_of(model)  # one that sees something
+    for _ in range(49):
+        losses_of(model, unseen=away)
+    assert warned == []
+    for _ in range(60):
+        losses_of(model, unseen=away)
+    losses_of(model)
+    for _ in range(60):
+        losses_of(model, unseen=away)
+    (line,) = warned
+    assert "50 unseen views in a row" in line
+    assert "--pipeline.datamanager.unseen.sigma-max" in line
+
+
+def test_an_empty_seen_view_is_not_the_fault_of_the_unseen_one(warned: list[str]) -> None:
+    model = make()
+    model.gauss_params["opacities"].data[:] = -9.0
+    for _ in range(60):
+        losses_of(model)
+    assert warned == []
 
 
 def test_few_points_have_no_depth_term() -> None:
@@ -499,14 +538,56 @@ def test_few_points_have_no_depth_term() -> None:
     assert set(losses_of(model, seen_depth=few)) == {"main_loss", "geo_loss"}
 
 
-def test_constant_depths_of_a_network_stay_out_and_nothing_is_nan() -> None:
-    class Flat(FakeDepth):
-        def inverse_depth(self, image: Tensor) -> Tensor:
-            return torch.full_like(image[0], 3.0)
+class Flat(FakeDepth):
+    """Sees one depth, or none, in each picture whose corner is dark."""
 
-    model = make()
-    model._priors["depth"] = Flat()
-    assert set(losses_of(model)) == {"main_loss", "geo_loss"}
+    name = "flat"
+
+    def __init__(self, value: float = 3.0, corner: float = 2.0) -> None:
+        self.value = value
+        self.corner = corner
+
+    def inverse_depth(self, image: Tensor) -> Tensor:
+        if float(image[0, 0, 0]) > self.corner:
+            return super().inverse_depth(image)
+        return torch.full_like(image[0], self.value)
+
+
+@pytest.mark.parametrize("value", [3.0, math.nan, math.inf])
+def test_a_network_that_tells_no_depth_stays_out_and_is_said_once(
+    warned: list[str], value: float
+) -> None:
+    """In how many photographs is known when all three were seen; the network is named."""
+    model = make(unseen_depth_weight=0.0)
+    model._priors["depth"] = Flat(value, corner=0.5)
+    bright, dark = PHOTO.clone(), PHOTO.clone()
+    bright[0, 0], dark[0, 0] = 0.9, 0.1
+    for index, photograph in enumerate((dark, bright)):
+        assert ("seen_depth_loss" in losses_of(model, image=photograph, image_idx=index)) == index
+    assert warned == []
+    for _ in range(3):
+        assert set(losses_of(model, image=dark, image_idx=2)) == {"main_loss", "geo_loss"}
+    (line,) = warned
+    assert line.startswith("depth network flat gives one depth for the whole")
+    assert "2 of 3 photographs" in line
+    assert "--pipeline.model.depth" in line
+
+
+@pytest.mark.parametrize("value", [3.0, math.nan])
+def test_renders_without_a_depth_are_said_where_they_show_something(
+    warned: list[str], value: float
+) -> None:
+    model = make(geo_weight=0.0)
+    model._priors["depth"] = Flat(value)
+    model.gauss_params["opacities"].data[:] = -9.0
+    assert set(losses_of(model)) == {"main_loss"}
+    assert warned == []
+    model.gauss_params["opacities"].data[:] = 2.0
+    for _ in range(2):
+        assert set(losses_of(model)) == {"main_loss"}
+    (line,) = warned
+    assert "flat gives one depth" in line
+    assert "a render" in line
 
 
 def test_masked_pixels_of_the_photograph_are_not_warped() -> None:
