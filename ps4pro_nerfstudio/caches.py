@@ -8,6 +8,7 @@ captures that cannot be written, in `ps4pro-nerfstudio` where this system keeps 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -43,6 +44,19 @@ def can_write(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def borrow(kept: Path, into: Path) -> None:
+    """Let a cache serve what another one, which cannot be written, has finished.
+
+    Links to the entries (`kind/name`; those with a dot are unfinished) that `into` lacks. Entries
+    are named by what they are made of, so that those of different captures do not meet.
+    """
+    for entry in kept.glob("[!.]*/[!.]*"):
+        link = into / entry.relative_to(kept)
+        with contextlib.suppress(OSError):  # It is there, or is made anew.
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
 
 
 def _user_cache() -> Path:

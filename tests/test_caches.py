@@ -13,6 +13,7 @@ from ps4pro_nerfstudio.caches import CAPTURE_CACHE, can_write
 from ps4pro_nerfstudio.datamanagers import augmentation
 from ps4pro_nerfstudio.datamanagers.augmentation import AugmentationConfig
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
+from ps4pro_nerfstudio.pseudo_views.store import PseudoViewStore, StoreConfig
 from tests.conftest import CaptureMaker
 
 
@@ -40,6 +41,34 @@ def test_a_capture_that_cannot_be_written_is_said_once(tmp_path: Path, said: lis
     assert folder == tmp_path / "home/ps4pro-nerfstudio"
     assert len(said) == 1
     assert "cannot be written" in said[0]
+
+
+def test_what_a_read_only_capture_has_finished_is_used(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared once, then shared read-only: nobody matches its photographs again."""
+    kept, home = tmp_path / ".ps4pro_cache", tmp_path / "home/ps4pro-nerfstudio"
+    (kept / "pseudo_views/key").mkdir(parents=True)
+    (kept / "pseudo_views/key/manifest.json").write_text("the capture's")
+    (kept / "pseudo_views/.unfinished-key").mkdir()
+    (kept / "stereo").mkdir()
+    (kept / "stereo/stereo_1.npz").write_bytes(b"the capture's")
+    (kept / "stereo/stereo_2.npz").write_bytes(b"the capture's")
+    (home / "stereo").mkdir(parents=True)
+    (home / "stereo/stereo_2.npz").write_bytes(b"my own")
+    monkeypatch.setattr(augmentation, "can_write", lambda folder: False)
+
+    for _ in range(2):
+        assert augmentation._cache(AugmentationConfig(), tmp_path) == home
+        assert (home / "pseudo_views/key/manifest.json").read_text() == "the capture's"
+        assert [path.name for path in (home / "pseudo_views").iterdir()] == ["key"]
+        assert (home / "stereo/stereo_1.npz").read_bytes() == b"the capture's"
+        assert (home / "stereo/stereo_2.npz").read_bytes() == b"my own"
+
+    # To make room, the link goes and not what it leads to.
+    PseudoViewStore(home / "pseudo_views", StoreConfig())._remove(home / "pseudo_views/key")
+    assert not (home / "pseudo_views/key").is_symlink()
+    assert (kept / "pseudo_views/key/manifest.json").read_text() == "the capture's"
 
 
 def test_a_read_only_disk_cannot_be_written(

@@ -18,7 +18,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from ps4pro_nerfstudio.caches import cache_folder, can_write, capture_cache
+from ps4pro_nerfstudio.caches import borrow, cache_folder, can_write, capture_cache
 from ps4pro_nerfstudio.initialization.dense_points import (
     DensePointsConfig,
     PointCloud,
@@ -384,6 +384,7 @@ def _cache(config: AugmentationConfig, data: Path | None) -> Path:
     if beside == elsewhere or can_write(beside):
         return beside
     say(f"{beside} cannot be written; pseudo views and points are kept in {elsewhere}")
+    borrow(beside, elsewhere)
     return elsewhere
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ps4pro_nerfstudio.dataparsers.split_file import write_split
 from ps4pro_nerfstudio.engine.schedulers import FloatExponentialDecaySchedulerConfig
-from ps4pro_nerfstudio.messages import InputError, MissingPartError, fail, say
+from ps4pro_nerfstudio.messages import InputError, MissingPartError, counted, fail, say
 from ps4pro_nerfstudio.splatting.adapter import require_kernels
 from ps4pro_nerfstudio.splatting.api import chosen_rasterizer
 from ps4pro_nerfstudio.viewer.render_threads import stop_rendering
@@ -232,7 +232,8 @@ def _choose_device(config: PS4PROTrainerConfig) -> None:
     if wanted == "cuda" and not torch.cuda.is_available():
         config.machine.device_type = "cpu"
         config.save_config()
-        say(f"device: cpu, {torch.get_num_threads()} threads (no CUDA device was found)")
+        threads = counted(torch.get_num_threads(), "thread")
+        say(f"device: cpu, {threads} (no CUDA device was found)")
     elif wanted == "cuda":
         say(f"device: cuda, {torch.cuda.get_device_name()}")
     else:
