@@ -16,7 +16,7 @@ from ps4pro_nerfstudio.initialization.points import SeedPoints, SeedPointsConfig
 from ps4pro_nerfstudio.initialization.random_points import points_in_common_frustum
 from ps4pro_nerfstudio.initialization.triangulation import Progress, triangulate_points
 from ps4pro_nerfstudio.initialization.views import TrainViews, colors_of_points
-from ps4pro_nerfstudio.messages import InputError, say
+from ps4pro_nerfstudio.messages import InputError, counted, say
 
 __all__ = ["SeedPoints", "SeedPointsConfig", "seed_points"]
 
@@ -53,10 +53,10 @@ def seed_points(
     """
     config = config or SeedPointsConfig()
     views = TrainViews.checked(images, valid, camera_to_worlds, intrinsics, names)
-    num_views = _counted(len(views), "train view")
+    num_views = counted(len(views), "train view")
     if config.method == "random":
         points = _random_points(views, config)
-        say(f"starting from {_counted(len(points), 'random point')} {_where(len(views))}")
+        say(f"starting from {counted(len(points), 'random point')} {_where(len(views))}")
         return points
     if len(views) == 1:
         if config.method == "triangulate":
@@ -64,7 +64,7 @@ def seed_points(
         points = _random_points(views, config)
         say(
             "one train view cannot be triangulated; starting from "
-            f"{_counted(len(points), 'random point')} {_where(1)}"
+            f"{counted(len(points), 'random point')} {_where(1)}"
         )
         return points
 
@@ -78,7 +78,7 @@ def seed_points(
         )
         origin = f"in {time.perf_counter() - start:.0f} s"
         keep(cache_file, _WHAT, _arrays(points))
-    found = _counted(len(points), "point")
+    found = counted(len(points), "point")
     if len(points) >= max(config.min_points, 1):
         error = float(np.median(points.reprojection_errors_px))
         say(
@@ -93,14 +93,10 @@ def seed_points(
         )
     points = _random_points(views, config)
     say(
-        f"only {found} could be triangulated from {num_views}; starting from "
-        f"{_counted(len(points), 'random point')} {_where(len(views))}"
+        f"only {found} could be triangulated from {num_views}; unless dense correspondences give "
+        f"some, training starts from {counted(len(points), 'random point')} {_where(len(views))}"
     )
     return points
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _where(num_views: int) -> str:
