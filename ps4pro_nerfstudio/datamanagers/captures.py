@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from ps4pro_nerfstudio.datamanagers.augmentation import to_uint8_photo
 from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.dataparsers.nerfstudio_dataparser import CheckedNerfstudio
-from ps4pro_nerfstudio.messages import InputError, named, warn
+from ps4pro_nerfstudio.messages import InputError, counted, named, warn
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 
 # What reading a capture raises when the capture is at fault.
@@ -74,8 +74,8 @@ def check_captures(train: PhotoDataset, evaluation: PhotoDataset) -> None:
     )
     if len(train) < 2:
         raise InputError(
-            f"{len(train)} photo is left for training, and at least two are needed; capture more, "
-            f"or append {train_on_all}"
+            f"{counted(len(train), 'photo')} left for training, at least two are needed; capture "
+            f"more, or append {train_on_all}"
         )
     if len(evaluation) == 0:
         hold_out = (

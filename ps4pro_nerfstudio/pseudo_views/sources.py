@@ -202,7 +202,7 @@ class PseudoViewSet:
         known |= {names[index] for skip in self.skipped for index in (skip.a, skip.b)}
         lonely = [name for name in names if name not in known]
         if self.views and lonely:
-            line += f"; too far from the others for a neighbour: {named(lonely)}"
+            line += f"; without a usable neighbour: {named(lonely)}"
         return line
 
 

@@ -129,19 +129,24 @@ def test_features_give_depth_where_a_capture_brings_points_but_no_neighbours_mat
         torch.testing.assert_close(pixels, seen.pixels, atol=1e-2, rtol=0)
 
 
+def without_correspondences() -> dict[str, Any]:
+    """Options with which neither neighbours nor distant photographs are matched."""
+    config: Any = ipsm_gaussian.config.pipeline.datamanager
+    pseudo = copy.deepcopy(config.pseudo_views)
+    pseudo.source.pairs.max_rotation_degrees = 0.1
+    return {
+        "pseudo_views": pseudo,
+        "stereo": StereoConfig(enabled=False),
+        "dataparser": SparseViewsDataParserConfig(test_every=4),
+    }
+
+
 def test_a_depth_network_places_what_correspondences_leave_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Points of the file cover the middle of the wall; the rest is where the network has it."""
     folder = write_capture(tmp_path / "capture", num_images=4, width=160, height=120)
-    config: Any = ipsm_gaussian.config.pipeline.datamanager
-    pseudo = copy.deepcopy(config.pseudo_views)
-    pseudo.source.pairs.max_rotation_degrees = 0.1
-    options = {
-        "pseudo_views": pseudo,
-        "stereo": StereoConfig(enabled=False),
-        "dataparser": SparseViewsDataParserConfig(test_every=4),
-    }
+    options = without_correspondences()
     without = make(folder, **options)
     plane = wall_of(without)
 
@@ -171,14 +176,7 @@ def test_a_network_that_tells_no_depth_places_nothing(
 ) -> None:
     """Coarse points are then those of a run without a network, and are called so."""
     folder = write_capture(tmp_path / "capture", num_images=4, width=160, height=120)
-    config: Any = ipsm_gaussian.config.pipeline.datamanager
-    pseudo = copy.deepcopy(config.pseudo_views)
-    pseudo.source.pairs.max_rotation_degrees = 0.1
-    options = {
-        "pseudo_views": pseudo,
-        "stereo": StereoConfig(enabled=False),
-        "dataparser": SparseViewsDataParserConfig(test_every=4),
-    }
+    options = without_correspondences()
     prior: Any = SimpleNamespace(
         name="flat",
         inverse_offset=None,

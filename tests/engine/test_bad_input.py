@@ -84,7 +84,7 @@ def test_one_image(capture, capsys):
 def test_one_training_view(capture, capsys):
     folder = capture(num_images=2)
     line = _refused(capsys, folder, eval_mode="interval", eval_interval=2)
-    assert "1 photo is left for training" in line
+    assert "1 photo left for training" in line
     assert "--eval-mode all" in line
 
 

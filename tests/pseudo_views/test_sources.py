@@ -169,7 +169,7 @@ def test_a_photograph_without_a_neighbour_is_named(three_views: SourceViews) -> 
     assert "neighbour" not in result.describe(three_views.names)
     only_first = replace(result, views=result.views[:1])
     assert only_first.describe(three_views.names).endswith(
-        "; too far from the others for a neighbour: frame_2.png"
+        "; without a usable neighbour: frame_2.png"
     )
 
 
