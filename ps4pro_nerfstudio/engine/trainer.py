@@ -7,7 +7,8 @@ What it adds:
     the uninterrupted one would have drawn;
   - the length of the run (steps done before a resume plus `max_num_iterations`) is handed to what
     follows it: schedulers, densification, pseudo views;
-  - the photographs that train and those held out are written into the run's folder (`split.json`);
+  - the photographs that train and those held out are written into the run's folder (`split.json`),
+    and what they made of a splat's configuration (`plan.json`), which is said in one line as well;
   - the viewer shows the real and pseudo views of the training (`viewer.views_panel`);
   - an `InputError` ends the command with its message and exit code 1, and leaves no run folder.
 """
@@ -39,10 +40,14 @@ from ps4pro_nerfstudio.viewer.render_threads import stop_rendering
 from ps4pro_nerfstudio.viewer.view_losses import ViewKey
 
 if TYPE_CHECKING:
+    from ps4pro_nerfstudio.models.splat_plan import SplatPlan
     from ps4pro_nerfstudio.viewer.views_panel import ViewsPanel
 
 PROVENANCE_FILE = "networks.json"
 """Which networks' weights judged a run, in its folder; for models that have such."""
+
+PLAN_FILE = "plan.json"
+"""What the photographs and initial points made of a splat's configuration, in the run's folder."""
 
 # Far apart for neighbouring seeds; a prime keeps (seed, step) pairs from meeting.
 _SEED_STRIDE = 1_000_003
@@ -104,6 +109,10 @@ class PS4PROTrainer(Trainer):
             train=manager.train_dataset.image_filenames,
             test=manager.eval_dataset.image_filenames,
         )
+        plan: SplatPlan | None = getattr(self.pipeline.model, "plan", None)
+        if plan is not None:
+            say(plan.describe())
+            (self.base_dir / PLAN_FILE).write_text(json.dumps(plan.record(), indent=1) + "\n")
         provenance = getattr(self.pipeline.model, "provenance", None)
         if provenance is not None:
             (self.base_dir / PROVENANCE_FILE).write_text(json.dumps(provenance(), indent=1) + "\n")

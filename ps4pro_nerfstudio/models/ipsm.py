@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -220,6 +220,13 @@ class IPSMModel(PS4PROSplatfactoModel):
         strategy.schedule = self.schedule
         if self.config.densification == "released" and run_length is not None:
             strategy.refine_stop_iter = run_length
+        assert self.plan is not None
+        self.plan = replace(
+            self.plan,
+            stop_split_at=strategy.refine_stop_iter,
+            densify_grad_thresh=strategy.grow_grad2d,
+            drop_rate=self._largest_drop_rate(),
+        )
         pipeline = training_callback_attributes.pipeline
         config = self.config
         manager: Any = None if pipeline is None else pipeline.datamanager
@@ -240,8 +247,7 @@ class IPSMModel(PS4PROSplatfactoModel):
     def _opacities(self, params: Mapping[str, Tensor]) -> Tensor:
         """Opacities [N]; in training some are zero, so that no Gaussian hides behind others."""
         opacities = super()._opacities(params)
-        share = self.config.drop_rate * sparsity(self.num_train_data, *_DROP_VIEWS)
-        rate = self.schedule.drop_rate(self.step, share)
+        rate = self.schedule.drop_rate(self.step, self._largest_drop_rate())
         if not self.training or rate <= 0.0:
             return opacities
         kept = torch.rand_like(opacities) >= rate
@@ -249,6 +255,9 @@ class IPSMModel(PS4PROSplatfactoModel):
         # What is cut off keeps its gradient: a Gaussian that is all but opaque can become fainter.
         scaled = scaled - (scaled - 1.0).clamp_min(0.0).detach()
         return torch.where(kept, scaled, 0.0)
+
+    def _largest_drop_rate(self) -> float:
+        return self.config.drop_rate * sparsity(self.num_train_data, *_DROP_VIEWS)
 
     # ------------------------------------------------------------------ losses
 

@@ -15,7 +15,6 @@ one) and differs from it in:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -45,9 +44,9 @@ from nerfstudio.utils.colors import get_color
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
-from ps4pro_nerfstudio.messages import InputError, say
+from ps4pro_nerfstudio.messages import InputError, say, warn
 from ps4pro_nerfstudio.metrics import LazyLPIPS, psnr, ssim
-from ps4pro_nerfstudio.pseudo_views.schedule import sparsity
+from ps4pro_nerfstudio.models.splat_plan import SplatPlan, densify_grad_thresh, plan_splat
 from ps4pro_nerfstudio.splatting import rasterization
 from ps4pro_nerfstudio.splatting.background import (
     background_colors,
@@ -178,6 +177,8 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             )
         # Colour of what no photograph shows, [4, 3]; None: the background's.
         self.background_fit: Tensor | None = None
+        # Decided when a training begins.
+        self.plan: SplatPlan | None = None
         self._is_for_viewer = False
         self.strategy = self._make_strategy()
         self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
@@ -237,14 +238,8 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             verbose=False,
         )
 
-    def _starts_dense(self) -> bool:
-        dense = self.config.dense_start
-        has_points = self._num_initial >= dense.num_points
-        return dense.enabled and has_points and sparsity(self.num_train_data) > 0.0
-
     def _densify_grad_thresh(self) -> float:
-        thresh = self.config.densify_grad_thresh
-        return min(thresh, self.config.dense_start.grad_thresh) if self._starts_dense() else thresh
+        return densify_grad_thresh(self.config, self._num_initial, self.num_train_data)
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -253,44 +248,50 @@ class PS4PROSplatfactoModel(SplatfactoModel):
 
         The end of densification follows the length of the run, the photographs and the points.
         """
-        trainer = training_callback_attributes.trainer
-        run_length = getattr(trainer, "run_length", None)
+        run_length = getattr(training_callback_attributes.trainer, "run_length", None)
         manager: Any = getattr(training_callback_attributes.pipeline, "datamanager", None)
-        config, sparse = self.config, sparsity(self.num_train_data)
-        bounds = [config.stop_split_at]
-        if run_length is not None:
-            bounds.append(int(config.densify_until * run_length))
-        if self._starts_dense():
-            bounds.append(int(config.dense_start.stop_split_at / sparse))
-        self.strategy.refine_stop_iter = min(bounds)
+        plan = plan_splat(self.config, self._num_initial, self.num_train_data, run_length)
+        self.plan = plan
+        self.strategy.refine_stop_iter = plan.stop_split_at
         callbacks = super().get_training_callbacks(training_callback_attributes)
+        if getattr(manager, "pseudo_views", None):
+            self._warn_of_uncorrected_views()
         params = self.gauss_params
-        is_sparse = sparse > 0.0
-        if config.unseen_color == "photographs" and is_sparse and manager is not None:
+        if plan.colors_unseen and manager is not None:
             self.background_fit = fit_to_photographs(
                 manager.cached_train, manager.train_dataset.cameras
             )
-        if config.max_angular_scale > 0.0 and is_sparse and manager is not None:
+        if plan.max_angular_scale > 0.0 and manager is not None:
             centres = manager.train_dataset.cameras.camera_to_worlds[:, :3, 3]
 
             def bound(step: int) -> None:
-                share = config.max_angular_scale
-                bound_scales_(params["scales"], params["means"], centres, share)
+                bound_scales_(params["scales"], params["means"], centres, plan.max_angular_scale)
 
             callbacks.append(_after_steps(bound, _CLEAR_EVERY))
         free = getattr(manager, "free_space", None)
         if free is not None:
             callbacks.append(_after_steps(lambda step: self.clear(free), _CLEAR_EVERY))
-        fading = config.fading * sparse
-        if fading > 0.0:
-            last_fading = math.inf if run_length is None else config.fading_until * run_length
+        if plan.fading > 0.0:
 
             def fade(step: int) -> None:
-                if step < last_fading:
-                    fade_(params["opacities"], fading)
+                if step < plan.fading_until:
+                    fade_(params["opacities"], plan.fading)
 
             callbacks.append(_after_steps(fade, 1))
         return callbacks
+
+    def _warn_of_uncorrected_views(self) -> None:
+        """Say which of the things that are learned for each photograph pseudo views do not get."""
+        learned = {
+            "the bilateral grid": self.config.use_bilateral_grid,
+            "pose corrections": self.config.camera_optimizer.mode != "off",
+        }
+        without = [name for name, is_on in learned.items() if is_on]
+        if without:
+            warn(
+                f"pseudo views are rendered without {' and '.join(without)}; where corrections are "
+                "large, leave pseudo views out (--pipeline.datamanager.pseudo-views.enabled False)"
+            )
 
     @torch.no_grad()
     def clear(self, free: FreeSpace) -> None:

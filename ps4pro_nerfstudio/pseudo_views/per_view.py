@@ -3,7 +3,8 @@
 
 Appearance embeddings and pose corrections are tables with one row per real view. A pseudo view has
 no row of its own: its camera, time and exposure lie between those of its two photographs, and so
-does its row, (1 - t) a + t b. It learns from the photographs and teaches them nothing: no gradient
+does its row, (1 - t) a + t b, in a radiance field (splats have neither by default, and render a
+pseudo view without). It learns from the photographs and teaches them nothing: no gradient
 reaches a or b through it, so that a pseudo view never changes what a real view alone should decide.
 """
 

@@ -138,6 +138,9 @@ def test_densification_from_dense_points(
     trainer = set_up(scene, "off", dense_start=dense_start, densification=densification)
     assert trainer.pipeline.model.strategy.refine_stop_iter == end
     assert trainer.pipeline.model.strategy.grow_grad2d == grad_thresh
+    decided = json.loads((trainer.base_dir / "plan.json").read_text())
+    assert (decided["stop_split_at"], decided["densify_grad_thresh"]) == (end, grad_thresh)
+    assert decided["drop_rate"] == trainer.pipeline.model.config.drop_rate > 0.0
 
 
 def test_space_around_the_cameras_is_kept_empty(scene: Path) -> None:

@@ -298,6 +298,27 @@ def test_p15_pseudo_views_do_not_steer_densification():
         assert torch.equal(model.strategy_state[name], value), name
 
 
+@pytest.mark.parametrize(
+    ("options", "num_pseudo", "said"),
+    [
+        ({"use_bilateral_grid": True}, 1, "without the bilateral grid; where"),
+        ({"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")}, 1, "pose corrections; where"),
+        ({}, 1, ""),
+        ({"use_bilateral_grid": True}, 0, ""),
+    ],
+)
+def test_what_pseudo_views_are_rendered_without_is_said(options, num_pseudo, said, capsys):
+    model = _model(max_angular_scale=0.0, unseen_color="background", **options)
+    manager = types.SimpleNamespace(pseudo_views=[object()] * num_pseudo)
+    pipeline: Any = types.SimpleNamespace(datamanager=manager)
+    attributes = TrainingCallbackAttributes(
+        optimizers=_optimizers(model), grad_scaler=None, pipeline=pipeline, trainer=None
+    )  # type: ignore[arg-type]
+    model.get_training_callbacks(attributes)
+    out = " ".join(capsys.readouterr().out.split())
+    assert said in out if said else "rendered without" not in out
+
+
 def test_densification_ends_with_the_fraction_of_the_run():
     model = _model(num_train_data=100)
     trainer: Any = types.SimpleNamespace(run_length=1000)
