@@ -46,6 +46,30 @@ def named(names: Sequence[str], most: int = 5) -> str:
     return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
 
 
+def spanned(phrases: Sequence[str]) -> str:
+    """One phrase for several that differ in numbers only: "4 px > 3", "7 px > 3": "4 to 7 px > 3".
+
+    Each number that differs is given from its smallest to its largest; numbers and percentages
+    stand between spaces. Empty when other words differ.
+    """
+    rows = [phrase.split() for phrase in dict.fromkeys(phrases)]
+    if len({len(row) for row in rows}) != 1:
+        return ""
+    words = []
+    for column in zip(*rows, strict=True):
+        try:
+            values = column[:1] if len(set(column)) == 1 else sorted(column, key=_number)
+        except ValueError:
+            return ""
+        least = values[0].rstrip("%") if values[-1].endswith("%") else values[0]
+        words.append(values[0] if len(values) == 1 else f"{least} to {values[-1]}")
+    return " ".join(words)
+
+
+def _number(word: str) -> float:
+    return float(word.rstrip("%"))
+
+
 def counted(count: int, noun: str) -> str:
     """The number with the noun, in the plural unless there is one."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

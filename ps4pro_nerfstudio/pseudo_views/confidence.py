@@ -2,8 +2,9 @@
 """How far to trust each pixel of a frame between two photographs.
 
 Every factor lies in [0, 1], is 1 for exact agreement and falls with its error; the confidence is
-their product, so one strong objection is enough. A learned interpolator's own confidence, or a
-third view, is one more factor of `combine`.
+their product, so one strong objection is enough. A learned interpolator's own confidence is one
+more factor of `combine`. Third views are asked later, about the points only (`consistency`): they
+take a pixel's depth away and leave its confidence as it is.
 
     C = in_bounds * exp(-(dI / .08)^2) * exp(-d^2 / 2)
 

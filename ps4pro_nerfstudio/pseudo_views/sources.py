@@ -32,7 +32,7 @@ from ps4pro_nerfstudio.geometry.cameras import (
 )
 from ps4pro_nerfstudio.geometry.planes import SHARP_REACH, erode
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator, Interpolation
-from ps4pro_nerfstudio.messages import counted, named
+from ps4pro_nerfstudio.messages import counted, named, spanned
 from ps4pro_nerfstudio.pseudo_views.alignment import (
     Aligned,
     FeatureCache,
@@ -77,6 +77,7 @@ _LEAST_CONTRAST = 0.008
 """Depth is not known where the picture is flatter than two of 255 levels: clipped sky, paper."""
 
 _NO_MATCH = "sources do not match"
+_DIFFERS = "differs from what its neighbours show"
 
 _INVALID_MARGIN = 2 * SHARP_REACH
 """Pixels kept away from invalid ones: alignment and interpolation each resample once."""
@@ -196,7 +197,8 @@ class PseudoViewSet:
         if by_reason:
             most_common_first = sorted(by_reason.items(), key=lambda item: -len(item[1]))
             line += "; gaps left out: " + "; ".join(
-                f"{reason} ({_gaps(skips, names)})" for reason, skips in most_common_first
+                f"{_why(reason, skips)} ({_gaps(skips, names)})"
+                for reason, skips in most_common_first
             )
         known = {name for view in self.views for name in view.provenance.source_names}
         known |= {names[index] for skip in self.skipped for index in (skip.a, skip.b)}
@@ -206,14 +208,20 @@ class PseudoViewSet:
         return line
 
 
+def _why(reason: str, skips: Sequence[Skipped]) -> str:
+    """One reason with the range of its figures and their limit, where it has any."""
+    figures = spanned([skip.objection.detail for skip in skips])
+    return f"{reason}, {figures}" if figures else reason
+
+
 def _gaps(skips: Sequence[Skipped], names: Sequence[str]) -> str:
     """What was left out for one reason, by name; a photograph that is left out has one name."""
-    return named(
-        [
-            names[skip.a] if skip.a == skip.b else f"{names[skip.a]} - {names[skip.b]}"
-            for skip in skips
-        ]
-    )
+    gaps = [
+        names[skip.a] if skip.a == skip.b else f"{names[skip.a]} - {names[skip.b]}"
+        for skip in skips
+    ]
+    # Several frames of one gap are one gap.
+    return named(list(dict.fromkeys(gaps)))
 
 
 @dataclass(frozen=True)
@@ -296,7 +304,7 @@ class InterpolatedSource:
         if mean_confidence < self.config.min_mean_confidence:
             return Objection(
                 _NO_MATCH,
-                f"mean confidence {mean_confidence:.2f} < {self.config.min_mean_confidence:g}",
+                f"mean confidence {mean_confidence:.2g} < {self.config.min_mean_confidence:g}",
             )
         intrinsics = target.intrinsics
         return PseudoView(
@@ -355,7 +363,8 @@ class InterpolatedSource:
                 continue
             psnr = self.leave_one_out(index, Pair(*partners[index][:2]))
             if psnr is not None and psnr < limit:
-                objection = Objection("differs from what its neighbours show", f"{psnr:.1f} dB")
+                figure = f"{psnr:.3g} dB < {limit:g}"
+                objection = Objection(_DIFFERS, f"{figure}: it still trains, look at its pose")
                 odd.append(Skipped(index, index, objection))
         return odd
 

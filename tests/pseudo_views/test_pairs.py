@@ -16,6 +16,7 @@ from ps4pro_nerfstudio.pseudo_views.pairs import (
     baseline_objection,
     exposure_objection,
     overlap_objection,
+    pose_distances,
     select_pairs,
 )
 
@@ -37,6 +38,21 @@ def names(count: int) -> list[str]:
 def select(poses: np.ndarray, *args: object, **options: object) -> PairSelection:
     given_names = args[0] if args else names(len(poses))
     return select_pairs(poses, given_names, PairConfig(), depth_scale=3.0, **options)  # pyright: ignore
+
+
+def joined(selection: PairSelection, viewpoint: np.ndarray) -> set[tuple[int, int]]:
+    """The viewpoints that are joined by a pair, by the viewpoint of each view."""
+    ends = [sorted((int(viewpoint[pair.a]), int(viewpoint[pair.b]))) for pair in selection.pairs]
+    return {(first, second) for first, second in ends}
+
+
+def orders(count: int) -> list[np.ndarray]:
+    """The file order, and three in which nothing is next to its neighbour."""
+    shuffled = [np.random.default_rng(seed).permutation(count) for seed in range(3)]
+    return [np.arange(count), *shuffled]
+
+
+EIGHT_GAPS = {(index, index + 1) for index in range(7)}
 
 
 def reasons(selection: PairSelection) -> list[str]:
@@ -146,6 +162,122 @@ def test_image_size_gate() -> None:
     selection = select(circle(3, 20.0), sizes=[(40, 30), (30, 40), (30, 40)])
     assert selection.pairs == [Pair(1, 2)]
     assert reasons(selection) == ["different image shapes"]
+
+
+@pytest.mark.parametrize("order", orders(16))
+def test_landscape_and_portrait_of_each_viewpoint_make_two_rows(order: np.ndarray) -> None:
+    """8 viewpoints, each photographed both ways from one place: 7 pairs of either shape."""
+    viewpoint = np.repeat(np.arange(8), 2)[order]
+    is_portrait = (np.arange(16) % 2 == 1)[order]
+    sizes = [(30, 40) if portrait else (40, 30) for portrait in is_portrait]
+    selection = select(circle(8, 70.0)[viewpoint], sizes=sizes)
+    # Without an order the two ends of the arc are left over for each other.
+    assert set(reasons(selection)) <= {"rotation too large"}
+    for shape in (False, True):
+        pairs = [pair for pair in selection.pairs if is_portrait[pair.a] == shape]
+        assert all(is_portrait[pair.b] == shape for pair in pairs)
+        assert len(pairs) == 7
+        assert joined(PairSelection(pairs, [], True), viewpoint) == EIGHT_GAPS
+
+
+@pytest.mark.parametrize("scatter", [0.0, 5e-4, 2e-3])
+@pytest.mark.parametrize("shots", [2, 3])
+def test_shots_from_a_tripod_are_one_viewpoint(shots: int, scatter: float) -> None:
+    """A bracketing or a burst: each gap once, whatever the order and the error of the poses."""
+    count = 8 * shots
+    for order in orders(count):
+        viewpoint = np.repeat(np.arange(8), shots)[order]
+        generator = np.random.default_rng(7)
+        poses = circle(8, 70.0)[viewpoint]
+        poses[:, :3, 3] += scatter * generator.normal(size=(count, 3))
+        turn = Rotation.from_rotvec(scatter * generator.normal(size=(count, 3))).as_matrix()
+        poses[:, :3, :3] = turn @ poses[:, :3, :3]
+        selection = select(poses)
+        assert joined(selection, viewpoint) == EIGHT_GAPS
+        assert len(selection.pairs) == 7
+        assert Counter(reasons(selection))["taken from one place"] == count - 8
+
+
+def test_the_first_shot_stands_for_its_viewpoint() -> None:
+    """With three exposures of each, the pairs join photographs of one exposure."""
+    selection = select(circle(4, 30.0)[np.repeat(np.arange(4), 3)])
+    assert selection.pairs == [Pair(0, 3), Pair(3, 6), Pair(6, 9)]
+    assert [(skip.a, skip.b) for skip in selection.skipped[:3]] == [(0, 1), (0, 2), (3, 4)]
+
+
+def test_a_second_turn_through_the_same_viewpoints_adds_nothing() -> None:
+    poses = circle(13, 360.0)[:12]
+    once, twice = select(poses), select(np.concatenate([poses, poses]))
+    assert twice.is_path
+    assert {frozenset((pair.a, pair.b)) for pair in twice.pairs} == {
+        frozenset((pair.a, pair.b)) for pair in once.pairs
+    }
+
+
+def test_directions_from_one_place_are_paired_across_places() -> None:
+    """Three photographs from each stand, 40 degrees apart: each finds the one of its direction."""
+    stand = np.repeat(np.arange(5), 3)
+    poses = np.tile(np.eye(4), (15, 1, 1))
+    for index, pose in enumerate(poses):
+        angle = np.radians(40.0 * (index % 3 - 1))
+        pose[:3, :3] = Rotation.from_rotvec([0.0, angle, 0.0]).as_matrix()
+        pose[0, 3] = 0.5 * stand[index]
+    pairs = select(poses).pairs
+    assert {Pair(index, index + 3) for index in range(12)} <= set(pairs)
+    assert all(stand[pair.a] != stand[pair.b] for pair in pairs)
+
+
+def test_a_photograph_of_another_shape_is_stepped_over_and_named() -> None:
+    selection = select(circle(3, 20.0), sizes=[(40, 30), (30, 40), (40, 30)])
+    assert selection.pairs == [Pair(0, 2)]
+    assert reasons(selection) == ["different image shapes"]
+    assert 1 in (selection.skipped[0].a, selection.skipped[0].b)
+    assert selection.skipped[0].objection.detail == "width / height 0.75 and 1.33"
+
+
+def test_all_of_different_shapes_are_named() -> None:
+    selection = select(circle(4, 30.0), sizes=[(40, 10), (40, 20), (40, 30), (40, 40)])
+    assert selection.pairs == []
+    assert reasons(selection) == ["different image shapes"] * 3
+
+
+def reference_pairs(poses: np.ndarray) -> tuple[list[Pair], bool]:
+    """The choice among views of which any two can be a pair, written out plainly."""
+    cost = pose_distances(poses, 3.0)
+    every = [(i, j) for i in range(len(poses)) for j in range(i + 1, len(poses))]
+    every.sort(key=lambda edge: cost[edge])
+    nearest: list[tuple[int, int]] = []
+    for edge in every:
+        if all(sum(view in other for other in nearest) < 2 for view in edge):
+            nearest.append(edge)
+    path = [(index, index + 1) for index in range(len(poses) - 1)]
+    usual = np.median([cost[edge] for edge in nearest])
+    is_path = bool(np.mean([cost[edge] <= 3.0 * usual for edge in path]) >= 0.8)
+    chosen = list(path) if is_path else sorted(nearest)
+    longest = 1.5 * np.median([cost[edge] for edge in path])
+    for edge in every if is_path else []:
+        is_free = all(sum(view in other for other in chosen) < 3 for view in edge)
+        if cost[edge] <= longest and edge not in chosen and is_free:
+            chosen.append(edge)
+    last = len(poses) - 1
+    if is_path and last > 1:  # The frame between the last view and the first lies in this order.
+        chosen = [(last, 0) if edge == (0, last) else edge for edge in chosen]
+    return [Pair(*edge) for edge in chosen], is_path
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_where_any_two_views_can_be_a_pair_the_choice_is_the_plain_one(seed: int) -> None:
+    """Arcs, circles and scattered views, in order and shuffled, with noise."""
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(2, 20))
+    poses = circle(count + 1, float(generator.choice([30.0, 90.0, 360.0])))[:count]
+    poses[:, :3, 3] += generator.choice([0.01, 0.3]) * generator.normal(size=(count, 3))
+    if seed % 2:
+        poses = poses[generator.permutation(count)]
+    config = PairConfig(max_rotation_degrees=180.0)
+    selection = select_pairs(poses, names(count), config, 3.0, sizes=[(40, 30)] * count)
+    assert (selection.pairs, selection.is_path) == reference_pairs(poses)
+    assert selection.skipped == []
 
 
 def test_a_pose_that_is_not_finite_is_left_out_and_the_others_stay() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import Interpolation
-from ps4pro_nerfstudio.pseudo_views.pairs import Pair, PairConfig
+from ps4pro_nerfstudio.pseudo_views.pairs import Objection, Pair, PairConfig, Skipped
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.sources import (
     InterpolatedSource,
@@ -159,8 +160,26 @@ def test_refused_neighbours_are_named_by_reason(three_views: SourceViews) -> Non
     result = made(three_views, pairs=PairConfig(max_rotation_degrees=5.0))
     assert result.views == []
     assert result.describe(three_views.names) == (
-        "no pseudo views, training uses the photographs only; gaps left out: rotation too large "
-        "(frame_0.png - frame_1.png, frame_1.png - frame_2.png)"
+        "no pseudo views, training uses the photographs only; gaps left out: rotation too large, "
+        "10 degrees > 5 (frame_0.png - frame_1.png, frame_1.png - frame_2.png)"
+    )
+
+
+def skips(reason: str, *details: str) -> list[Skipped]:
+    return [Skipped(i, i + 1, Objection(reason, detail)) for i, detail in enumerate(details)]
+
+
+def test_the_line_gives_the_range_of_the_figures_and_their_limit() -> None:
+    """So that a user knows which value to set; frames of one gap are named once."""
+    skipped = [
+        *skips("rotation too large", "62 degrees > 45", "47.3 degrees > 45", "50 degrees > 45"),
+        *skips("taken from one place", ""),
+        *skips("too little overlap", "9% < 15%") * 2,
+    ]
+    assert PseudoViewSet([], skipped).describe(["a", "b", "c", "d"]) == (
+        "no pseudo views, training uses the photographs only; gaps left out: rotation too large, "
+        "47.3 to 62 degrees > 45 (a - b, b - c, c - d); too little overlap, 9% < 15% (a - b); "
+        "taken from one place (a - b)"
     )
 
 
@@ -337,7 +356,11 @@ def test_a_wrong_pose_among_good_ones_is_named(render: Render) -> None:
     (odd,) = [skip for skip in result.skipped if "differs" in skip.objection.reason]
     assert (odd.a, odd.b) == (2, 2)
     line = result.describe(views.names)
-    assert "differs from what its neighbours show (frame_2.png)" in line
+    assert re.search(
+        r"differs from what its neighbours show, [\d.]+ dB < 18: "
+        r"it still trains, look at its pose \(frame_2.png\)$",
+        line,
+    )
 
 
 def test_a_moving_object_is_not_trusted(three_views: SourceViews) -> None:
@@ -366,4 +389,6 @@ def test_portrait_and_landscape_in_one_capture(three_views: SourceViews) -> None
         ("frame_0.png", "frame_1.png")
     ]
     line = result.describe(three_views.names)
-    assert "different image shapes (frame_1.png - frame_2.png)" in line
+    assert (
+        "different image shapes, width / height 0.75 and 1.33 (frame_1.png - frame_2.png)" in line
+    )
