@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ps4pro_nerfstudio.benchmark.scenes import command, results
+from ps4pro_nerfstudio.benchmark.scenes import code_version, command, results
 from ps4pro_nerfstudio.benchmark.scenes.command import ScenesBenchmark
 from ps4pro_nerfstudio.benchmark.scenes.execution import Outcome
 from ps4pro_nerfstudio.messages import InputError
@@ -39,7 +39,14 @@ class FakeWork:
         folder.mkdir(parents=True, exist_ok=True)
         for view in made["per_view"]:
             Image.fromarray(np.full((20, 40, 3), 99, np.uint8)).save(folder / view["picture"])
-        return Outcome(record=made | {"key": job.key})
+        made["machine"]["versions"][code_version.CODE] = job.code
+        return Outcome(record=made | {"key": job.key, "steps": job.steps})
+
+
+@pytest.fixture(autouse=True)
+def _code(monkeypatch):
+    """One version of the code, whoever edits it while the tests run."""
+    monkeypatch.setattr(code_version, "package_digest", lambda: "c0de")
 
 
 @pytest.fixture
@@ -71,8 +78,9 @@ def test_a_sweep_writes_results_table_plots_and_sheet(benchmark, tmp_path, capsy
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written >= {"table.md", "psnr.png", "ssim.png", "lpips.png", "contact_sheet.png"}
     table = (tmp_path / "out/table.md").read_text()
-    # Each view changes by one, in opposite directions, in every pair.
-    assert table.count("a.png +1.00") == table.count("b.png −1.00") == 2
+    # Each view changes by one, in opposite directions, in every pair; over the scenes the loss.
+    assert (table.count("| a.png +1.00"), table.count("| b.png −1.00")) == (2, 2)
+    assert table.count("| room b.png −1.00") == 1
     printed = capsys.readouterr().out.replace("\n", " ")
     assert "[8/8]" in printed
     assert "to go" in printed
@@ -87,6 +95,35 @@ def test_what_is_done_is_not_done_again(benchmark, tmp_path):
     ]  # fmt: skip
     assert (tmp_path / "out/results.jsonl").read_bytes().startswith(before)
     assert benchmark().done == []
+
+
+def test_results_of_other_code_are_kept_and_counted_but_not_shown(
+    benchmark, tmp_path, monkeypatch, capsys
+):
+    """Two scenes with two seeds; after an edit one seed is asked for and done anew."""
+    benchmark(methods=("plain",))
+    path = tmp_path / "out/results.jsonl"
+    before = path.read_bytes()
+    assert "kept but not shown" not in capsys.readouterr().out
+    monkeypatch.setattr(code_version, "package_digest", lambda: "edited")
+    again = benchmark(methods=("plain",), seeds=(1,), report=True)
+    assert sorted(again.done) == ["hall 6 plain 1", "room 6 plain 1"]
+    assert path.read_bytes().startswith(before)
+    printed = capsys.readouterr().out.splitlines()
+    assert sum("kept but not shown: 2 earlier results" in line for line in printed) == 1
+    assert (tmp_path / "out/table.md").read_text().startswith("# 2 runs")
+
+
+def test_records_of_the_earliest_versions_are_read(benchmark, tmp_path, capsys):
+    """They name files without folders, and no hash of the code."""
+    old = record([20.0, 21.0], names=["a.png", "a.png"])
+    del old["machine"]["versions"][code_version.CODE]
+    results.append(tmp_path / "out/results.jsonl", old)
+    same_job = {"views": "6", "steps": 5000, "machine": {}}
+    results.append(tmp_path / "out/results.jsonl", old | same_job | {"key": "other"})
+    benchmark(seeds=(0,), report=True)
+    assert "kept but not shown: 1 earlier result of" in capsys.readouterr().out
+    assert (tmp_path / "out/table.md").read_text().startswith("# 4 runs")
 
 
 def test_a_job_whose_line_was_broken_off_is_done_again(benchmark, tmp_path):

@@ -29,7 +29,10 @@ def test_a_sweep_measures_what_ns_eval_measures(tmp_path):
     records = {record["method"]: record for record in map(json.loads, lines)}
     assert set(records) == {"plain", "ps4pro"}
     for record in records.values():
-        assert (len(record["train"]), record["test"]) == (4, ["test_001.png", "test_002.png"])
+        names = ["images/test_001.png", "images/test_002.png"]
+        assert (len(record["train"]), record["test"]) == (4, names)
+        (split,) = (output / "runs" / record["key"]).glob("room/*/run/split.json")
+        assert json.loads(split.read_text()) == {name: record[name] for name in ("train", "test")}
         assert record["last_step"] == 29
         assert record["gaussians"] > 0
         assert record["train_seconds"] > 0

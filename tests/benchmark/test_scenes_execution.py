@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,16 +16,19 @@ from pathlib import Path
 
 import pytest
 
+from ps4pro_nerfstudio.benchmark.scenes import execution
+from ps4pro_nerfstudio.benchmark.scenes.code_version import CODE, package_digest
 from ps4pro_nerfstudio.benchmark.scenes.execution import (
     Outcome,
     RealWork,
     environment,
+    installed_code,
     last_words,
     run_locally,
     run_process,
 )
 from ps4pro_nerfstudio.benchmark.scenes.plan import Job
-from tests.benchmark.scenes_records import job, measurement
+from tests.benchmark.scenes_records import CODE_HASH, job, measurement
 
 _TRAIN = """
 import pathlib
@@ -32,6 +36,12 @@ run = pathlib.Path({folder!r}) / "room" / "plain" / "run"
 (run / "nerfstudio_models").mkdir(parents=True)
 (run / "config.yml").write_text("config")
 """
+
+
+@pytest.fixture(autouse=True)
+def _code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code on the disk is that of the jobs, whoever edits it while the tests run."""
+    monkeypatch.setattr(execution, "installed_code", lambda threads: CODE_HASH)
 
 
 def _fake(monkeypatch: pytest.MonkeyPatch, train: str, evaluate: str) -> None:
@@ -53,8 +63,12 @@ def _fake(monkeypatch: pytest.MonkeyPatch, train: str, evaluate: str) -> None:
     )  # fmt: skip
 
 
-def _evaluation(*psnrs: float) -> str:
-    text = json.dumps(measurement(psnrs))
+def _evaluation(*psnrs: float, code: str = CODE_HASH) -> str:
+    measured = measurement(psnrs)
+    if math.isnan(measured["psnr"]):
+        measured["psnr"] = None
+    measured["machine"]["versions"][CODE] = code
+    text = json.dumps(measured)
     return f"import sys; assert 'config.yml' in sys.argv[1]; open(sys.argv[2], 'w').write({text!r})"
 
 
@@ -65,7 +79,7 @@ def test_a_job_becomes_a_record(tmp_path, monkeypatch, keep):
     assert outcome.error == ()
     assert outcome.record is not None
     assert outcome.record["seed"] == 3
-    assert outcome.record["worst_view"] == {"name": "b.png", "psnr": 20.5}
+    assert outcome.record["worst_view"] == {"name": "images/b.png", "psnr": 20.5}
     assert outcome.record["psnr"] == pytest.approx(66.5 / 3)
     run = job(seed=3).run_folder(tmp_path) / "room/plain/run"
     assert (run / "nerfstudio_models").is_dir() == keep
@@ -90,7 +104,7 @@ def test_what_a_broken_off_attempt_left_is_removed_first(tmp_path, monkeypatch):
         ("pass", "", "ns-train ended without an error, but left no config.yml"),
         ("import os, signal; os.kill(os.getpid(), 9)", "", "killed by signal 9"),
         (_TRAIN, "pass", "evaluation.json"),
-        (_TRAIN, "import sys; open(sys.argv[2], 'w').write('{\"psnr\": null}')", "no finite PSNR"),
+        (_TRAIN, _evaluation(math.nan), "no finite PSNR"),
     ],
 )
 def test_a_failure_keeps_its_last_lines(tmp_path, monkeypatch, train, evaluate, last_line):
@@ -98,6 +112,29 @@ def test_a_failure_keeps_its_last_lines(tmp_path, monkeypatch, train, evaluate, 
     outcome = RealWork(tmp_path, threads=1)(job())
     assert outcome.record is None
     assert last_line in outcome.error[-1]
+
+
+def test_a_job_of_other_code_is_not_trained(tmp_path, monkeypatch):
+    """The package was edited after the plan, or ns-train has another copy."""
+    _fake(monkeypatch, "open('trained', 'w')", _evaluation(20.0))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(execution, "installed_code", lambda threads: "edited")
+    outcome = RealWork(tmp_path, threads=1)(job())
+    assert outcome.record is None
+    assert "start the sweep again" in outcome.error[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_code_that_changes_while_a_job_runs_makes_no_record(tmp_path, monkeypatch):
+    _fake(monkeypatch, _TRAIN, _evaluation(20.0, code="edited"))
+    outcome = RealWork(tmp_path, threads=1)(job())
+    assert outcome.record is None
+    assert "start the sweep again" in outcome.error[-1]
+
+
+def test_a_new_process_imports_this_package():
+    """`installed_code` as imported above, before any test puts another in its place."""
+    assert installed_code(1) == package_digest()
 
 
 def test_a_framed_error_ends_with_what_is_wrong():

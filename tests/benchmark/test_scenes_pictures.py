@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ps4pro_nerfstudio.benchmark.scenes.contact_sheet import crop_box, pick, write_contact_sheet
-from ps4pro_nerfstudio.benchmark.scenes.plots import curve, write_plots
+from ps4pro_nerfstudio.benchmark.scenes.plots import Point, curve, lines, write_plots
 from ps4pro_nerfstudio.benchmark.scenes.statistics import Spread
 from tests.benchmark.scenes_records import record
 
@@ -19,10 +20,53 @@ def test_curves_are_means_over_seeds_by_number_of_views():
         record([21.0], seed=1),
         record([30.0], scene="fox"),
     ]
-    assert curve(records, "room", "plain", "psnr") == [
-        (6, Spread(20.0, 2**0.5, 2)),
-        (10, Spread(22.0, None, 1)),
+    assert _values(curve(records, "room", "plain", "psnr")) == [
+        ("6", 6, Spread(20.0, 2**0.5, 2)),
+        ("10", 10, Spread(22.0, None, 1)),
     ]
+
+
+def _values(points: list[Point]) -> list[tuple[str, int, Spread]]:
+    return [(point.views, point.num_train, point.value) for point in points]
+
+
+def test_different_splits_of_one_size_are_different_points():
+    """Ten of every kind: evenly spaced 20 dB, every fifth 30 dB; only like is joined with like."""
+    own_test = ["images/y.png"]
+    records = [
+        record([20.0], num_train=10, views="10"),
+        record([30.0], num_train=10, views="every-5", names=own_test),
+        record([18.0], num_train=6, views="6"),
+    ]
+    points = curve(records, "room", "plain", "psnr")
+    assert _values(points) == [
+        ("6", 6, Spread(18.0, None, 1)),
+        ("10", 10, Spread(20.0, None, 1)),
+        ("every-5", 10, Spread(30.0, None, 1)),
+    ]
+    joined = [[point.views for point in line] for line in lines(points)]
+    assert joined == [["6", "10"], ["every-5"]]
+
+
+def test_the_plot_has_a_line_for_each_kind_of_split_and_names_it(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: figures.append(self))
+    records = [
+        record([20.0], num_train=10, views="10"),
+        record([30.0], num_train=10, views="every-5", names=["images/y.png"]),
+        record([18.0], num_train=6, views="6"),
+    ]
+    write_plots(records, tmp_path)
+    (axes,) = figures[0].axes
+    joined = [line for line in axes.lines if line.get_linestyle() == "-"]
+    drawn = [np.asarray(line.get_xydata()).tolist() for line in joined]
+    assert drawn == [[[6.0, 18.0], [10.0, 20.0]], [[10.0, 30.0]]]
+    assert [text.get_text() for text in axes.texts] == ["every-5"]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["plain"]
 
 
 def test_one_plot_for_each_metric_that_was_measured(tmp_path):
@@ -55,23 +99,29 @@ def test_largest_gains_and_losses_are_picked_once_each():
     ]
     gains, losses = pick(records, "ps4pro", "plain", 2)
     assert [(c.name, c.difference, c.record["seed"]) for c in gains] == [
-        ("a.png", 4.0, 1), ("c.png", 0.5, 0)
+        ("images/a.png", 4.0, 1), ("images/c.png", 0.5, 0)
     ]  # fmt: skip
-    assert [(c.name, c.difference) for c in losses] == [("b.png", -3.0), ("d.png", -0.5)]
+    assert [(c.name, c.difference) for c in losses] == [
+        ("images/b.png", -3.0), ("images/d.png", -0.5)
+    ]  # fmt: skip
     one_gain, one_loss = pick(records, "ps4pro", "plain", 1)
-    assert [c.name for c in one_gain + one_loss] == ["a.png", "b.png"]
+    assert [c.name for c in one_gain + one_loss] == ["images/a.png", "images/b.png"]
 
 
 def test_nothing_to_compare_makes_no_sheet(tmp_path):
     assert write_contact_sheet([record([20.0])], "ps4pro", "plain", tmp_path) is None
 
 
-def test_the_sheet_shows_truth_baseline_and_method(tmp_path):
+@pytest.mark.parametrize("names", [None, ["left/0.png", "right/0.png"]])
+def test_the_sheet_shows_truth_baseline_and_method(tmp_path, names):
     """Grey truth; a patch of the renders is white, one level nearer to grey, or black.
 
     The method is white in the view that it wins and black in the one that it loses.
     """
-    records = [record([20.0, 20.0]), record([23.0, 19.0], method="ps4pro")]
+    records = [
+        record([20.0, 20.0], names=names),
+        record([23.0, 19.0], method="ps4pro", names=names),
+    ]
     for run, values in zip(records, ((0, 255), (255, 0)), strict=True):
         folder = tmp_path / "renders" / run["key"]
         folder.mkdir(parents=True)

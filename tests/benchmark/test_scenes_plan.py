@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from ps4pro_nerfstudio.benchmark.scenes import code_version
 from ps4pro_nerfstudio.benchmark.scenes.arms import ARMS
 from ps4pro_nerfstudio.benchmark.scenes.captures import Capture
-from ps4pro_nerfstudio.benchmark.scenes.plan import Job, make_plan, view_arguments
+from ps4pro_nerfstudio.benchmark.scenes.code_version import DECISIVE, installed_versions
+from ps4pro_nerfstudio.benchmark.scenes.plan import Job, make_plan, superseded, view_arguments
 from ps4pro_nerfstudio.messages import InputError
+
+
+@pytest.fixture(autouse=True)
+def _code(monkeypatch):
+    """One version of the code, whoever edits it while the tests run."""
+    monkeypatch.setattr(code_version, "package_digest", lambda: "c0de")
 
 
 def _capture(name: str = "room", digest: str = "d", arguments: tuple[str, ...] = ()) -> Capture:
@@ -100,6 +108,38 @@ def test_whatever_decides_the_result_changes_the_key(change):
 def test_the_place_of_a_capture_does_not_change_the_key():
     moved = Capture("room", Path("/elsewhere"), "d", Path("room"), 1)
     assert _plan(captures=[moved])[0].key == _plan()[0].key
+
+
+def test_other_code_makes_other_jobs(monkeypatch):
+    (before,) = _plan()
+    monkeypatch.setattr(code_version, "package_digest", lambda: "edited")
+    (after,) = _plan()
+    assert (before.code, after.code) == ("c0de", "edited")
+    assert before.key != after.key
+
+
+def _record(job: Job, versions: dict[str, str], **changes) -> dict:
+    names = ("key", "scene", "views", "method", "seed", "steps")
+    return {name: getattr(job, name) for name in names} | {
+        "machine": {"versions": versions}
+    } | changes  # fmt: skip
+
+
+def test_superseded_are_the_same_jobs_by_other_versions():
+    """Not another seed, not another capture or size of the same versions, not what is shown."""
+    (job,) = _plan()
+    current = installed_versions(DECISIVE)
+    older_torch = {**current, "torch": "2.4"}
+    records = [
+        _record(job, current),
+        _record(job, {**current, code_version.CODE: "old"}, key="a"),
+        _record(job, older_torch, key="b"),
+        _record(job, {}, key="c"),
+        _record(job, current, key="d"),
+        _record(job, older_torch, key="e", seed=5),
+        _record(job, older_torch),
+    ]
+    assert [record["key"] for record in superseded([job], records)] == ["a", "b", "c"]
 
 
 def test_any_method_of_ns_train_runs_as_it_is():

@@ -53,8 +53,42 @@ def test_view_differences_go_by_name_and_not_by_place():
     records[1]["per_view"].reverse()
     changes = statistics.view_differences(records, "ps4pro", "plain")
     assert {(c.name, c.record["seed"]): c.difference for c in changes} == {
-        ("a.png", 0): 3.0, ("b.png", 0): 0.0, ("a.png", 1): -1.0, ("b.png", 1): 2.0,
+        ("images/a.png", 0): 3.0, ("images/b.png", 0): 0.0,
+        ("images/a.png", 1): -1.0, ("images/b.png", 1): 2.0,
     }  # fmt: skip
+
+
+def test_views_of_one_file_name_in_two_folders_are_told_apart():
+    """Left gains 3 dB and right loses 2: neither is compared with the other's baseline."""
+    names = ["left/0.png", "right/0.png"]
+    records = [
+        record([20.0, 25.0], names=names), record([23.0, 23.0], method="ps4pro", names=names)
+    ]  # fmt: skip
+    changes = statistics.view_differences(records, "ps4pro", "plain")
+    assert [(c.name, c.difference, c.view["picture"]) for c in changes] == [
+        ("left/0.png", 3.0, "eval_img_0000.png"), ("right/0.png", -2.0, "eval_img_0001.png")
+    ]  # fmt: skip
+    text = report(records, "plain", "")
+    assert "| left/0.png 20.00 | – | – |" in text
+    assert "| right/0.png −2.00 | left/0.png +3.00 |" in text
+
+
+def test_views_that_an_old_record_names_alike_are_not_compared():
+    """Two of three are called 0.png; their averages still count."""
+    names = ["0.png", "1.png", "0.png"]
+    records = [
+        record([20.0, 20.0, 25.0], names=names),
+        record([23.0, 21.0, 23.0], method="ps4pro", names=names),
+    ]
+    changes = statistics.view_differences(records, "ps4pro", "plain")
+    assert [(c.name, c.difference) for c in changes] == [("1.png", 1.0)]
+    assert "| +0.67 |" in report(records, "plain", "")
+
+
+def test_lpips_of_two_networks_has_no_difference():
+    records = [record([20.0]), record([21.0], method="ps4pro") | {"lpips_net": "vgg"}]
+    assert statistics.paired_difference(records, "ps4pro", "plain", "lpips") is None
+    assert statistics.paired_difference(records, "ps4pro", "plain", "psnr") is not None
 
 
 def test_every_scene_weighs_the_same_in_the_groups():
@@ -65,12 +99,71 @@ def test_every_scene_weighs_the_same_in_the_groups():
     ):  # fmt: skip
         same = {"scene": scene, "views": views, "num_train": num_train}
         records += [record([20.0], **same), record([20.0 + gain], method="ps4pro", **same)]
-    rows = statistics.group_means(records, "ps4pro", "plain")
-    found = [(label, scenes, changes["psnr"]) for label, scenes, _, changes in rows]
-    assert found == [
-        ("6 to 10 views", 2, Spread(2.0, math.sqrt(2), 2)),
-        ("11 to 20 views", 1, Spread(9.0, None, 1)),
+    rows = statistics.scene_means(records, ["ps4pro"], "plain")
+    assert [(row.label, row.num_scenes, row.differences["psnr"]) for row in rows] == [
+        ("6 to 10 views (6, 10, 8)", 2, Spread(2.0, math.sqrt(2), 2)),
+        ("11 to 20 views (17)", 1, Spread(9.0, None, 1)),
     ]
+
+
+def _scenes(views: str, gains: dict[str, dict[str, float]], num_train: int = 6) -> list[dict]:
+    """Runs of plain at 20 dB in each scene, and of methods so much above it."""
+    records = []
+    for scene, by_method in gains.items():
+        same = {"scene": scene, "views": views, "num_train": num_train}
+        records.append(record([20.0], **same))
+        records += [record([20.0 + g], method=m, **same) for m, g in by_method.items()]
+    return records
+
+
+def test_each_specification_has_its_mean_of_the_scenes():
+    """every-2 of both scenes, +1 and +3 dB; `17` is of one scene and has only its group's row."""
+    records = [
+        *_scenes("every-2", {"room": {"ps4pro": 1.0}}, 6),
+        *_scenes("every-2", {"fox": {"ps4pro": 3.0}}, 25),
+        *_scenes("17", {"fox": {"ps4pro": 0.5}}, 17),
+    ]
+    rows = statistics.scene_means(records, ["plain", "ps4pro"], "plain")
+    assert [(row.label, row.method) for row in rows[-2:]] == [
+        ("every-2", "plain"), ("every-2", "ps4pro")
+    ]  # fmt: skip
+    assert [row.label for row in rows if row.method == "ps4pro"] == [
+        "6 to 10 views (every-2)", "11 to 20 views (17)", "21 views and more (every-2)", "every-2"
+    ]  # fmt: skip
+    assert rows[-1].means["psnr"] == Spread(22.0, math.sqrt(2), 2)
+    assert rows[-1].differences["psnr"] == Spread(2.0, math.sqrt(2), 2)
+    assert rows[-1].num_scenes == 2
+    text = report(records, "plain", "")
+    assert "| every-2 | ps4pro | 2 | 22.00 ± 1.41 | +2.00 ± 1.41 |" in text
+
+
+def test_a_specification_that_is_a_whole_group_is_not_repeated():
+    records = _scenes("6", {"room": {"ps4pro": 1.0}, "fox": {"ps4pro": 3.0}})
+    rows = statistics.scene_means(records, ["ps4pro"], "plain")
+    assert [row.label for row in rows] == ["6 to 10 views (6)"]
+
+
+def test_a_method_that_a_scene_lacks_has_no_mean_over_scenes():
+    """Its mean would be of the room alone, beside means of the room and the fox."""
+    records = _scenes("6", {"room": {"ps4pro": 1.0, "views": 9.0}, "fox": {"ps4pro": 3.0}})
+    rows = statistics.scene_means(records, ["plain", "ps4pro", "views"], "plain")
+    assert [row.method for row in rows] == ["plain", "ps4pro"]
+
+
+def test_a_metric_that_a_scene_lacks_has_no_mean_over_scenes():
+    records = _scenes("6", {"room": {"ps4pro": 1.0}, "fox": {"ps4pro": 3.0}})
+    records[-1]["lpips"] = None
+    (row,) = statistics.scene_means(records, ["ps4pro"], "plain")
+    assert row.means["lpips"] is None
+    assert row.differences["lpips"] is None
+    assert row.means["psnr"] == Spread(22.0, math.sqrt(2), 2)
+
+
+def test_the_means_say_the_largest_loss_of_all_scenes():
+    records = _scenes("6", {"room": {"ps4pro": 1.0}, "fox": {"ps4pro": -3.0}})
+    (row,) = (line for line in report(records, "plain", "").splitlines() if "10 views" in line
+              and "| ps4pro |" in line)  # fmt: skip
+    assert row.endswith("| fox a.png −3.00 |")
 
 
 def test_table_shows_means_differences_and_single_views():
@@ -95,7 +188,7 @@ def test_a_loss_is_written_like_a_gain():
     records = [record([20.0]), record([19.0], method="ps4pro")]
     text = report(records, "plain", "")
     assert "| ps4pro | 1 | 19.00 | −1.00 |" in text
-    assert "| 6 to 10 views | ps4pro | 1 | 19.00 | −1.00 |" in text
+    assert "| 6 to 10 views (6) | ps4pro | 1 | 19.00 | −1.00 |" in text
 
 
 def test_lpips_may_be_absent():

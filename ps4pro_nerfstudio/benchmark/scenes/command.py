@@ -23,8 +23,8 @@ from ps4pro_nerfstudio.benchmark.scenes.execution import (
     Work,
     run_locally,
 )
-from ps4pro_nerfstudio.benchmark.scenes.plan import Job, make_plan
-from ps4pro_nerfstudio.messages import InputError, fail, say, warn
+from ps4pro_nerfstudio.benchmark.scenes.plan import Job, make_plan, superseded
+from ps4pro_nerfstudio.messages import InputError, counted, fail, say, warn
 
 
 @dataclass
@@ -35,7 +35,8 @@ class ScenesBenchmark:
     """Folders of captures; their names are the names of the scenes."""
     output: Path = Path("bench-scenes")
     """Folder for results.jsonl, table.md, plots, contact_sheet.png and the runs. A sweep that was
-    broken off goes on where it stopped when it is started again with the same folder."""
+    broken off goes on where it stopped when it is started again with the same folder; results of
+    another version of the code are kept, but neither used nor shown."""
     views: tuple[str, ...] = ("6", "10", "dense")
     """Training views: a number (evenly spaced), every-K (all others are test views), or dense
     (every 8th is a test view); fox:17 is for the scene fox alone."""
@@ -94,7 +95,13 @@ class ScenesBenchmark:
             device=self.device,
             test_cap=self.test_cap,
         )
-        done = {record["key"] for record in results.read(output / "results.jsonl")}
+        records = results.read(output / "results.jsonl")
+        done = {record["key"] for record in records}
+        if others := superseded(jobs, records):
+            say(
+                f"kept but not shown: {counted(len(others), 'earlier result')} of another version "
+                "of the code, nerfstudio, torch or gsplat"
+            )
         todo = [job for job in jobs if job.key not in done]
         if self.plan_only:
             self._print_plan(jobs, done, output)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ def pick(
         change
         for cell in statistics.cells(records).values()
         for change in statistics.view_differences(cell, method, baseline)
-        if _picture(change.record, change.name) and _picture(change.baseline, change.name)
+        if change.view["picture"] and change.baseline_view["picture"]
     ]
     changes.sort(key=lambda change: change.difference)
     losses = _distinct(changes)
@@ -92,8 +93,8 @@ def write_contact_sheet(
 
 def _tiles(change: ViewDifference, output: Path) -> list[NDArray[np.float32]]:
     """Crops of photograph, baseline and method."""
-    truth, ours = _read(output, change.record, change.name)
-    _, theirs = _read(output, change.baseline, change.name)
+    truth, ours = _read(output, change.record, change.view)
+    _, theirs = _read(output, change.baseline, change.baseline_view)
     better, worse = (ours, theirs) if change.difference >= 0 else (theirs, ours)
     side = max(1, round(_CROP_SHARE * min(truth.shape[:2])))
     top, left = crop_box(truth, better, worse, side)
@@ -101,27 +102,22 @@ def _tiles(change: ViewDifference, output: Path) -> list[NDArray[np.float32]]:
 
 
 def _caption(change: ViewDifference) -> str:
-    record = change.record
-    ours = next(view["psnr"] for view in record["per_view"] if view["name"] == change.name)
+    record, ours = change.record, change.view["psnr"]
     what = "gain" if change.difference >= 0 else "loss"
     return (
         f"{what} of {abs(change.difference):.2f} dB, {ours - change.difference:.2f} to {ours:.2f}: "
-        f"{record['scene']}, {change.name}, {len(record['train'])} training views, "
-        f"seed {record['seed']}"
+        f"{record['scene']}, {statistics.short_name(change.name, record)}, "
+        f"{len(record['train'])} training views, seed {record['seed']}"
     )
 
 
-def _picture(record: Record, name: str) -> str | None:
-    return next(view["picture"] for view in record["per_view"] if view["name"] == name)
-
-
 def _read(
-    output: Path, record: Record, name: str
+    output: Path, record: Record, view: dict[str, Any]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Truth and render [H, W, 3] in [0, 1] of one view, from the picture that has both."""
     from PIL import Image
 
-    path = output / "renders" / record["key"] / str(_picture(record, name))
+    path = output / "renders" / record["key"] / view["picture"]
     both = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
     half = both.shape[1] // 2
     return both[:, :half], both[:, half:]

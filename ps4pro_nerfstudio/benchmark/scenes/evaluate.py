@@ -9,20 +9,22 @@ listener stands between the model and the average. Truth and render, side by sid
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
 import math
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ps4pro_nerfstudio.benchmark.scenes.code_version import CODE, installed_versions
 from ps4pro_nerfstudio.benchmark.timing import available_cores, cpu_model
+from ps4pro_nerfstudio.dataparsers.split_file import relative_name
+from ps4pro_nerfstudio.messages import InputError
 
 METRICS = ("psnr", "ssim", "lpips")
-_DISTRIBUTIONS = ("ps4pro-nerfstudio", "nerfstudio", "torch", "gsplat", "numpy", "numba")
+_VERSIONS = ("ps4pro-nerfstudio", CODE, "nerfstudio", "torch", "gsplat", "numpy", "numba")
 
 
 def evaluate(config_path: Path, renders: Path) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def evaluate(config_path: Path, renders: Path) -> dict[str, Any]:
 
     datamanager = pipeline.datamanager
     train, test = (
-        [path.name for path in dataset.image_filenames]
+        view_names(dataset.image_filenames, datamanager.config.dataparser.data)
         for dataset in (datamanager.train_dataset, datamanager.eval_dataset)
     )
     views = []
@@ -75,6 +77,19 @@ def evaluate(config_path: Path, renders: Path) -> dict[str, Any]:
     }
 
 
+def view_names(files: Sequence[Path], data: Path) -> list[str]:
+    """Names of photographs as in the run's split.json: paths relative to the capture.
+
+    Raises:
+        InputError: two views are of the same file, so that no name tells them apart.
+    """
+    names = [relative_name(file, data) for file in files]
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two views of {data} are read from {repeated}; name each photo once")
+    return names
+
+
 def number(value: Any) -> float | None:
     """A plain finite number, or None: JSON has no other."""
     if value is None or not math.isfinite(float(value)):
@@ -90,16 +105,12 @@ def lpips_net(model: Any) -> str | None:
 
 def machine(device: str) -> dict[str, Any]:
     """Where the figures come from."""
-    versions = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         "device": device,
         "cpu": cpu_model(),
         "cores": available_cores(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **installed_versions(_VERSIONS)},
     }
 
 

@@ -17,10 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ps4pro_nerfstudio.benchmark.scenes.plan import Job
+from ps4pro_nerfstudio.benchmark.scenes.code_version import CODE
+from ps4pro_nerfstudio.benchmark.scenes.plan import Job, module_command
 
 _TAIL_LINES = 8
 _FRAME = " \t│╭╮╰╯─"
+_OTHER_CODE = (
+    "the package that ns-train imports is not the one that planned this job: its code changed "
+    "since, or another copy is installed; start the sweep again"
+)
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "NUMBA_NUM_THREADS",
@@ -72,6 +77,8 @@ class RealWork:
             return Outcome(error=tuple(traceback.format_exception_only(error)[-1].splitlines()))
 
     def _run(self, job: Job) -> Outcome:
+        if installed_code(self.threads) != job.code:
+            return Outcome(error=(_OTHER_CODE,))
         folder = job.run_folder(self.output)
         renders = self.output / "renders" / job.key
         for leftover in (folder, renders):
@@ -92,6 +99,8 @@ class RealWork:
         if evaluation.exit_code != 0:
             return _failed(command, evaluation, folder / "eval.log")
         measured = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        if measured["machine"]["versions"].get(CODE) != job.code:
+            return Outcome(error=(_OTHER_CODE,), command=(*command,))
         if measured["psnr"] is None:
             return Outcome(error=("the evaluation found no finite PSNR",), command=(*command,))
         if not self.keep_checkpoints:
@@ -121,6 +130,19 @@ def make_record(
         "peak_memory_bytes": training.peak_memory_bytes,
         "threads": threads,
     }
+
+
+def installed_code(threads: int) -> str:
+    """Hash of the package that a new process imports; empty where it has none of this version."""
+    done = subprocess.run(
+        module_command("ps4pro_nerfstudio.benchmark.scenes.code_version"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment(threads),
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip()
 
 
 def run_process(command: list[str], log: Path, threads: int, hide_gpus: bool = False) -> Process:

@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.metadata
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ps4pro_nerfstudio.benchmark.scenes.arms import find_arm
 from ps4pro_nerfstudio.benchmark.scenes.captures import Capture
+from ps4pro_nerfstudio.benchmark.scenes.code_version import CODE, DECISIVE, installed_versions
 from ps4pro_nerfstudio.messages import InputError, MissingPartError
 
-# Versions that can change a result; a new one makes a new job.
-_DECISIVE = ("ps4pro-nerfstudio", "nerfstudio", "torch", "gsplat")
+# `-m` alone would take a package that lies in the current folder, which ns-train does not.
+_RUN_MODULE = (
+    "import runpy, sys; sys.path[:] = filter(None, sys.path); "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Job:
     """Of ns-train, without the folder of the run."""
     key: str
     """Hash of everything that decides the result."""
+    code: str
+    """Hash of this package when the job was planned."""
 
     def __str__(self) -> str:
         unit = " views" if self.views.isdecimal() else ""
@@ -64,7 +69,7 @@ class Job:
     def evaluate_command(self, output: Path, config: Path) -> list[str]:
         """The command that evaluates a trained run; see `evaluate.py`."""
         return [
-            *(sys.executable, "-m", "ps4pro_nerfstudio.benchmark.scenes.evaluate"),
+            *module_command("ps4pro_nerfstudio.benchmark.scenes.evaluate"),
             *(str(config), str(self.run_folder(output) / "evaluation.json")),
             str(output / "renders" / self.key),
         ]
@@ -119,6 +124,7 @@ def make_plan(
                 raise InputError(f"--views has {specification} twice for the scene {name}")
             views_of[name].append(specification)
     jobs = []
+    versions = installed_versions(DECISIVE)
     for capture in captures:
         for specification in views_of[capture.name]:
             for seed in seeds:
@@ -143,8 +149,12 @@ def make_plan(
                             data=capture.folder,
                             arguments=arguments,
                             key=job_key(
-                                (capture.name, specification, method), capture.digest, arguments
+                                (capture.name, specification, method),
+                                capture.digest,
+                                arguments,
+                                versions,
                             ),
+                            code=versions[CODE],
                         )
                     )
     return jobs
@@ -184,17 +194,36 @@ def view_arguments(specification: str) -> tuple[str, ...]:
     )
 
 
-def job_key(labels: tuple[str, ...], digest: str, arguments: tuple[str, ...]) -> str:
+def job_key(
+    labels: tuple[str, ...], digest: str, arguments: tuple[str, ...], versions: Mapping[str, str]
+) -> str:
     """16 hexadecimal digits over the capture, the arguments and the versions that can matter.
 
     The labels, by which reports sort, are part of it: what is the same under two names runs twice.
     """
-    versions = {}
-    for name in _DECISIVE:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     text = json.dumps([labels, digest, arguments, versions], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def superseded(jobs: Sequence[Job], records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of these very jobs by another version of the code, or of what it rests on."""
+    keys = {job.key for job in jobs}
+    planned = {(job.scene, job.views, job.method, job.seed, job.steps) for job in jobs}
+    current = installed_versions(DECISIVE)
+    found = []
+    for record in records:
+        # Records of the earliest versions have no hash of the code: another one, too.
+        versions = record.get("machine", {}).get("versions", {})
+        same_job = tuple(map(record.get, ("scene", "views", "method", "seed", "steps"))) in planned
+        differs = any(versions.get(name) != current.get(name) for name in DECISIVE)
+        if same_job and differs and record["key"] not in keys:
+            found.append(record)
+    return found
+
+
+def module_command(module: str) -> list[str]:
+    """The command that runs a module of the package that ns-train imports."""
+    return [sys.executable, "-c", _RUN_MODULE, module]
 
 
 def program(name: str) -> str:

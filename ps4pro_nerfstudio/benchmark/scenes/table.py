@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ps4pro_nerfstudio.benchmark.scenes import statistics
-from ps4pro_nerfstudio.benchmark.scenes.statistics import METRICS, Record, Spread
+from ps4pro_nerfstudio.benchmark.scenes.statistics import METRICS, Record, Spread, ViewDifference
 
 _DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
 _ABSENT = "–"
@@ -43,23 +43,24 @@ def report(records: Sequence[Record], baseline: str, command: str) -> str:
 
 def _summary(records: Sequence[Record], methods: list[str], baseline: str) -> list[str]:
     rows = []
-    for method in methods:
-        for label, num_scenes, values, differences in statistics.group_means(
-            records, method, baseline
-        ):
-            cells = [label, method, str(num_scenes)]
-            for name in METRICS:
-                cells.append(number(values[name], name))
-                cells.append(difference(differences[name], name, method == baseline))
-            rows.append(cells)
+    for row in statistics.scene_means(records, methods, baseline):
+        is_baseline = row.method == baseline
+        cells = [row.label, row.method, str(row.num_scenes)]
+        for name in METRICS:
+            cells.append(number(row.means[name], name))
+            cells.append(difference(row.differences[name], name, is_baseline))
+        loss = row.largest_loss
+        cells.append(
+            _ABSENT if is_baseline or loss is None else f"{loss.record['scene']} {_change(loss)}"
+        )
+        rows.append(cells)
     if not rows:
         return []
-    labels = [statistics.group_label(group) for group in statistics.GROUPS]
-    rows.sort(key=lambda row: labels.index(row[0]))
-    header = ["training views", "method", "scenes", *_metric_columns()]
+    header = ["training views", "method", "scenes", *_metric_columns(), "largest loss, dB"]
     return [
         "## Mean over scenes",
-        "± is over scenes; only runs that have their baseline.",
+        "Every scene weighs the same, ± is over scenes. Only runs that have their baseline count, "
+        "and only methods that ran wherever the baseline did have a row.",
         _markdown(header, rows, num_left=2),
     ]
 
@@ -80,14 +81,13 @@ def _cell(
             change = statistics.paired_difference(cell, method, baseline, name)
             row.append(difference(change, name, method == baseline))
         worst = statistics.worst_view(runs)
-        row.append(f"{worst['name']} {worst['psnr']:.2f}" if worst else _ABSENT)
+        row.append(f"{worst[0]} {worst[1]:.2f}" if worst else _ABSENT)
         changes = statistics.view_differences(cell, method, baseline)
         for extreme in (min, max):
             if method == baseline or not changes:
                 row.append(_ABSENT)
             else:
-                view = extreme(changes, key=lambda change: change.difference)
-                row.append(f"{view.name} {_signed(view.difference, 2)}")
+                row.append(_change(extreme(changes, key=lambda change: change.difference)))
         for key, unit in (("gaussians", 1), ("train_seconds", 1), ("peak_memory_bytes", 2**20)):
             mean = statistics.spread(run[key] for run in runs)
             row.append(_ABSENT if mean is None else f"{mean.mean / unit:,.0f}")
@@ -133,6 +133,11 @@ def difference(value: Spread | None, metric: str, is_baseline: bool) -> str:
     digits = _DIGITS[metric]
     text = _signed(value.mean, digits)
     return text if value.deviation is None else f"{text} ± {value.deviation:.{digits}f}"
+
+
+def _change(view: ViewDifference) -> str:
+    """`0042.png −1.10`."""
+    return f"{statistics.short_name(view.name, view.record)} {_signed(view.difference, 2)}"
 
 
 def _signed(value: float, digits: int) -> str:
