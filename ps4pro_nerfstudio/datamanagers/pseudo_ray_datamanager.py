@@ -8,11 +8,12 @@ their distortion, which rays follow exactly; undistorted copies serve the interp
 dropped.
 
 A batch with pseudo rays has them last and says of each ray: `is_pseudo` [R] and `confidence` [R] in
-(0, 1], 1 for real rays; `pseudo_weight` is lambda. The ray's camera index, and that in `indices`,
-is the number of real views plus that of the pseudo view; `PseudoSources`, in the metadata of
-`train_dataset`, tells the model which photographs that view lies between. Real views keep their
-indices, and pseudo views enter no dataset: whatever counts, draws, evaluates or exports views sees
-real ones only.
+(0, 1], 1 for real rays; `distance` [R] from the camera to where the ray is known to end, in units
+of the poses, 0 where it is not known; `pseudo_weight` is lambda. The ray's camera index, and that
+in `indices`, is the number of real views plus that of the pseudo view; `PseudoSources`, in the
+metadata of `train_dataset`, tells the model which photographs that view lies between. Real views
+keep their indices, and pseudo views enter no dataset: whatever counts, draws, evaluates or exports
+views sees real ones only.
 """
 
 from __future__ import annotations
@@ -123,9 +124,10 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
 
     def _augment(self) -> None:
         num_real = len(self.train_dataset)
-        if plan(self.config, num_real, num_real, num_steps=1).share == 0.0:
+        planned = plan(self.config, num_real, num_real, num_steps=1)
+        if planned.share == 0.0:
             # Said here: `augment` would look for points first, which nothing else needs.
-            say(f"no pseudo views: {num_real} training views are dense enough")
+            say(planned.describe())
             return
         with reading_capture(self.config.data, self.config.dataparser):
             photographs, cameras = undistorted_photographs(self.train_dataset)
@@ -199,8 +201,12 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
         sample = self._pixels.sample(num_pseudo, generator)
         rays = self._pixels.rays(sample)
         rays.camera_indices = sample.indices[:, :1].to(self.device) + len(self.train_dataset)
+        along_ray = rays.metadata["directions_norm"][:, 0]
         return join_rays(real_rays, rays), {
             **join_batches(batch, sample, len(self.train_dataset)),
+            "distance": torch.cat(
+                [along_ray.new_zeros(len(real_rays)), sample.depth.to(along_ray) * along_ray]
+            ),
             "pseudo_weight": weight,
         }
 
@@ -220,6 +226,8 @@ class PixelSample:
     """[R, 3] in [0, 1]."""
     confidence: Tensor
     """[R] in (0, 1]."""
+    depth: Tensor
+    """[R] along the optical axis, in units of the poses; 0 where not known."""
 
 
 class PseudoPixels:
@@ -231,11 +239,13 @@ class PseudoPixels:
     """
 
     def __init__(self, views: Sequence[PseudoView], device: torch.device | str = "cpu") -> None:
-        flat, rgb, confidence = [], [], []
+        flat, rgb, confidence, depth = [], [], [], []
         for view in views:
             trusted = np.flatnonzero(view.confidence) if view.image is not None else np.arange(0)
             flat.append(trusted.astype(np.int32))
             confidence.append(view.confidence.reshape(-1)[trusted])
+            known = np.zeros(view.confidence.size, np.float32) if view.depth is None else view.depth
+            depth.append(known.reshape(-1)[trusted])
             if view.image is not None:
                 rgb.append(view.image.reshape(-1, 3)[trusted])
         self._ends = np.cumsum([len(part) for part in flat])
@@ -243,6 +253,7 @@ class PseudoPixels:
         self._flat = np.concatenate([*flat, np.zeros(0, np.int32)])
         self._rgb = np.concatenate([*rgb, np.zeros((0, 3), np.uint8)])
         self._confidence = np.concatenate([*confidence, np.zeros(0, np.uint8)])
+        self._depth = np.concatenate([*depth, np.zeros(0, np.float32)])
         self._cameras = _cameras(views).to(device) if views else None
 
     def __len__(self) -> int:
@@ -257,6 +268,7 @@ class PseudoPixels:
             indices=torch.from_numpy(np.stack([view, row, column], axis=1).astype(np.int64)),
             rgb=torch.from_numpy(self._rgb[chosen]).float() / 255.0,
             confidence=torch.from_numpy(self._confidence[chosen]).float() / 255.0,
+            depth=torch.from_numpy(self._depth[chosen]),
         )
 
     def rays(self, sample: PixelSample) -> RayBundle:
@@ -272,6 +284,7 @@ def _cameras(views: Sequence[PseudoView]) -> Cameras:
     def column(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.tensor([getattr(view, name) for view in views], dtype=dtype)[:, None]
 
+    has_times = all(view.time is not None for view in views)
     return Cameras(
         camera_to_worlds=torch.from_numpy(np.stack([view.camera_to_world for view in views])),
         fx=column("fx"),
@@ -281,6 +294,7 @@ def _cameras(views: Sequence[PseudoView]) -> Cameras:
         width=column("width", torch.int64),
         height=column("height", torch.int64),
         camera_type=CameraType.PERSPECTIVE,
+        times=column("time") if has_times else None,
     )
 
 

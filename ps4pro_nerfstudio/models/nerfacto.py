@@ -4,6 +4,7 @@
 Extends `nerfstudio.models.nerfacto.NerfactoModel` and differs from it in:
   - the colour loss of batches with pseudo rays, see `photometric_loss`; the regularisers compare
     the field with itself, not with an image, and take every ray alike;
+  - where those rays end is known in part, see `ray_depth`;
   - appearance and pose correction of a pseudo view lie between those of its two photographs, which
     learn nothing from it (`pseudo_views.per_view`);
   - evaluation over the pixels that a mask leaves, and no LPIPS network before it is needed;
@@ -32,6 +33,7 @@ from torch.nn.functional import embedding
 
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.metrics import LazyLPIPS, psnr, ssim
+from ps4pro_nerfstudio.models.ray_depth import ray_depth_loss
 from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY, PseudoSources
 
 # Parts of upstream's checkpoints that hold metrics, not the scene.
@@ -45,6 +47,17 @@ class PS4PRONerfactoModelConfig(NerfactoModelConfig):
     _target: type = field(default_factory=lambda: PS4PRONerfactoModel)
     lpips_net: str = "alex"
     """Network of the LPIPS metric, alex or vgg."""
+    depth_weight: float = 0.01
+    """Weight of where rays of pseudo views are known to end, from the correspondences that gave
+    their colours; it grows and falls with lambda. 0 leaves it out."""
+    depth_tolerance: float = 0.05
+    """How far from there density may stand without much loss, as a share of the distance."""
+
+    def __post_init__(self) -> None:
+        if not self.depth_weight >= 0.0:
+            raise ValueError(f"depth_weight must not be negative, got {self.depth_weight}")
+        if not self.depth_tolerance > 0.0:
+            raise ValueError(f"depth_tolerance must be positive, got {self.depth_tolerance}")
 
 
 class PS4PRONerfactoModel(NerfactoModel):
@@ -96,7 +109,22 @@ class PS4PRONerfactoModel(NerfactoModel):
                 batch["confidence"].to(self.device),
                 batch["pseudo_weight"],
             )
+            if self.training and self.config.depth_weight > 0.0:
+                weight = self.config.depth_weight * batch["pseudo_weight"]
+                losses["depth_loss"] = weight * self._depth_loss(outputs, batch)
         return losses
+
+    def _depth_loss(self, outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
+        """Disagreement of where rays end with where correspondences say that they do."""
+        samples = [part.frustums for part in outputs["ray_samples_list"]]
+        return ray_depth_loss(
+            [weights[..., 0] for weights in outputs["weights_list"]],
+            [(part.starts + part.ends)[..., 0] / 2.0 for part in samples],
+            [(part.ends - part.starts)[..., 0] for part in samples],
+            batch["distance"].to(self.device),
+            batch["confidence"].to(self.device),
+            self.config.depth_tolerance,
+        )
 
     def get_metrics_dict(self, outputs, batch) -> dict[str, Any]:
         """Upstream's metrics; the PSNR is that of real rays."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager import (
     PseudoPixels,
     join_batches,
+    join_rays,
     num_pseudo_rays,
 )
 from ps4pro_nerfstudio.messages import InputError
@@ -149,6 +151,29 @@ def test_photographs_with_transparency_meet_opaque_pseudo_pixels():
     assert "depth_image" not in batch
 
 
+def test_rays_of_a_moving_scene_keep_their_times():
+    """Joined with real rays that have times, neither loses them; with others, both have none."""
+    views = [
+        replace(_view(np.full((4, 6), 255, np.uint8), seed), time=time)
+        for seed, time in enumerate((0.125, 0.75))
+    ]
+    pixels = PseudoPixels(views)
+    sample = pixels.sample(20, np.random.default_rng(0))
+    rays = pixels.rays(sample)
+    assert rays.times is not None
+    expected = torch.tensor([0.125, 0.75])[sample.indices[:, 0]]
+    torch.testing.assert_close(rays.times[:, 0], expected)
+    real = replace(views[0], time=0.5).to_cameras().generate_rays(0).flatten()
+    joined = join_rays(real, rays)
+    assert joined.times is not None
+    assert joined.times.shape == (24 + 20, 1)
+    assert bool((joined.times[:24] == 0.5).all())
+    torch.testing.assert_close(joined.times[24:], rays.times)
+    without = PseudoPixels([replace(view, time=None) for view in views]).rays(sample)
+    assert without.times is None
+    assert join_rays(real, without).times is None
+
+
 @pytest.mark.parametrize(
     ("num_rays", "share", "expected"),
     [(1024, 0.35, 358), (64, 0.25, 16), (64, 0.0, 0), (4, 0.9, 2), (10, 0.01, 0)],
@@ -186,6 +211,23 @@ def test_pseudo_pixels_are_trusted_and_carry_their_views_colour(manager):
             assert source.confidence[row, column] > 0
             assert float(confidence) == pytest.approx(source.confidence[row, column] / 255)
             assert rgb.tolist() == pytest.approx(source.image[row, column] / 255)
+
+
+def test_pseudo_rays_end_at_the_depth_of_their_pixel(manager):
+    num_known = 0
+    for step in range(MIDDLE, MIDDLE + 5):
+        rays, batch = _next(manager, step)
+        ends = rays.origins + batch["distance"][:, None] * rays.directions
+        assert batch["distance"].shape == (NUM_RAYS,)
+        assert bool((batch["distance"][~batch["is_pseudo"]] == 0.0).all())
+        for ray in batch["is_pseudo"].nonzero()[:, 0].tolist():
+            view, row, column = batch["indices"][ray].tolist()
+            source = manager.pseudo_views[view - NUM_REAL]
+            pose = torch.from_numpy(source.camera_to_world)
+            along_axis = -float((ends[ray] - pose[:, 3]) @ pose[:, 2])
+            assert along_axis == pytest.approx(source.depth[row, column], rel=1e-4, abs=1e-6)
+            num_known += along_axis > 0.1
+    assert num_known > 20
 
 
 def test_while_pseudo_views_weigh_nothing_all_rays_are_real(manager):
@@ -317,6 +359,15 @@ def test_dense_captures_stay_as_they_are(folder, capsys, monkeypatch):
     assert "dense enough" in capsys.readouterr().out
     assert manager.pseudo_views == []
     assert METADATA_KEY not in manager.train_dataset.metadata
+
+
+def test_a_share_of_none_is_not_called_dense(folder, capsys):
+    config = _config(folder)
+    config.pseudo_views.schedule.share = 0.0
+    config.setup(device="cpu", test_mode="val")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "their share is 0" in printed
+    assert "dense enough" not in printed
 
 
 def test_unusable_captures_are_refused_before_an_image_is_read(tmp_path):

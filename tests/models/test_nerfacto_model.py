@@ -15,6 +15,7 @@ from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ps4pro_nerfacto_small
 from ps4pro_nerfstudio.models.nerfacto import (
     PS4PRONerfactoModel,
+    PS4PRONerfactoModelConfig,
     errors_of_views,
     photometric_loss,
 )
@@ -67,6 +68,7 @@ def _pseudo_batch(num_real: int, confidence: list[float], weight: float) -> dict
         "image": torch.rand(count, 3, generator=torch.Generator().manual_seed(3)),
         "is_pseudo": torch.arange(count) >= num_real,
         "confidence": torch.tensor([1.0] * num_real + confidence),
+        "distance": torch.zeros(count),
         "pseudo_weight": weight,
     }
 
@@ -118,7 +120,62 @@ def test_the_colour_loss_of_a_batch_is_that_function():
     error = (outputs["rgb"] - batch["image"]).square().mean(-1)
     expected = error[:3].mean() + 0.3 * (2 / 3) * (0.4 * error[3] + error[4]) / 1.4
     torch.testing.assert_close(losses["rgb_loss"], expected)
-    assert set(losses) == {"rgb_loss", "interlevel_loss", "distortion_loss"}
+    assert set(losses) == {"rgb_loss", "interlevel_loss", "distortion_loss", "depth_loss"}
+    assert losses["depth_loss"] == 0.0  # no ray's end is known
+
+
+@pytest.mark.parametrize("depth_weight", [0.02, 0.0])
+def test_the_depth_loss_of_a_batch_is_that_function(depth_weight):
+    """Of the middles and widths of all samples, with lambda and the confidence of each ray."""
+    model = _model(depth_weight=depth_weight, depth_tolerance=0.1)
+    batch = _pseudo_batch(3, [0.4, 1.0], weight=0.3)
+    batch["distance"][3:] = torch.tensor([1.5, 0.7])
+    torch.manual_seed(1)
+    outputs = model(_rays([0, 1, 3, NUM_REAL, NUM_REAL + 1]))
+    losses = model.get_loss_dict(outputs, batch, model.get_metrics_dict(outputs, batch))
+    if depth_weight == 0.0:
+        assert "depth_loss" not in losses
+        return
+    expected = 0.0
+    for weights, samples in zip(outputs["weights_list"], outputs["ray_samples_list"], strict=True):
+        frustums = samples.frustums
+        for ray, trust, end in ((3, 0.4, 1.5), (4, 1.0, 0.7)):
+            middle = (frustums.starts[ray] + frustums.ends[ray])[:, 0] / 2
+            width = (frustums.ends[ray] - frustums.starts[ray])[:, 0]
+            near = torch.exp(-((middle - end) ** 2) / (2 * (width / 2).clamp_min(0.1 * end) ** 2))
+            expected -= trust * torch.log((weights[ray, :, 0] * near).sum() + 1e-4)
+    assert len(outputs["weights_list"]) == 2
+    torch.testing.assert_close(losses["depth_loss"], 0.02 * 0.3 * expected / (5 * 2))
+
+
+def test_the_depth_loss_moves_rays_to_their_ends():
+    model = _model(camera_optimizer=CameraOptimizerConfig(mode="off"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    batch = _pseudo_batch(2, [1.0, 1.0], weight=1.0)
+    batch["distance"][2:] = torch.tensor([1.0, 0.6])
+    rays = [0, 1, NUM_REAL, NUM_REAL + 1]
+    errors = []
+    for _ in range(60):
+        torch.manual_seed(1)
+        outputs = model(_rays(rays))
+        losses = model.get_loss_dict(outputs, batch, model.get_metrics_dict(outputs, batch))
+        optimizer.zero_grad()
+        losses["depth_loss"].backward()
+        optimizer.step()
+        errors.append((outputs["expected_depth"][2:, 0] - batch["distance"][2:]).abs().max())
+    assert errors[-1] < 0.1 < errors[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth_weight": -1.0}, "depth_weight must not be negative, got -1.0"),
+        ({"depth_tolerance": 0.0}, "depth_tolerance must be positive, got 0.0"),
+    ],
+)
+def test_depth_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PS4PRONerfactoModelConfig(**options)
 
 
 def test_errors_of_views_by_hand():
