@@ -21,6 +21,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ps4pro_nerfstudio.caches import CAPTURE_CACHE, cache_folder
+from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, DENOISERS, DEPTH, Part
+from ps4pro_nerfstudio.diffusion.libraries import EXTRA, missing_packages
 from ps4pro_nerfstudio.messages import MissingPartError
 
 State = Literal["ok", "optional", "missing"]
@@ -214,6 +216,35 @@ def _weights() -> Iterator[Finding]:
                 f"fetch it: {lpips.DOWNLOAD_VARIABLE}=1 ns-eval ..."
             )
             yield Finding("weights", name, "absent, metric left out", "optional", advice)
+    yield from _prior_weights()
+
+
+def _prior_weights() -> Iterator[Finding]:
+    """What ipsm-gaussian can use, and where its defaults look for it; training goes without it."""
+    for family, pair in DENOISERS.items():
+        option = "" if family == "sd-1.5" else f" --family {family}"
+        for part in pair:
+            yield _prior_part(part, family, f"--parts {part.role}{option}")
+    for choice, part in DEPTH.items():
+        option = "" if choice == "depth-anything" else f" --depth {choice}"
+        yield _prior_part(part, choice, f"--parts depth{option}")
+    yield _prior_part(CAPTION, "blip", "--parts caption")
+
+
+def _prior_part(part: Part, kind: str, options: str) -> Finding:
+    """One part of the priors, as found in the Hugging Face cache."""
+    from ps4pro_nerfstudio.diffusion.weights import FETCH, find_cached
+
+    group, name, advice = "weights", f"ipsm {part.role} ({kind})", f"{FETCH} {options}"
+    try:
+        found = find_cached(part)
+    except MissingPartError as error:
+        return Finding(group, name, "unknown", "optional", str(error))
+    if found is not None:
+        return Finding(group, name, str(found.folder))
+    if missing_packages("huggingface_hub"):
+        advice = f"{EXTRA}, then {advice}"
+    return Finding(group, name, "not in the Hugging Face cache", "optional", advice)
 
 
 def _caches() -> Iterator[Finding]:

@@ -2,12 +2,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import pytest
 import torch
+import tyro
 
 from ps4pro_nerfstudio import doctor
+from ps4pro_nerfstudio.commands.fetch_weights import FetchWeights
+from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, DENOISERS, DEPTH, Part
 
 
 def _findings() -> dict[str, doctor.Finding]:
@@ -40,6 +46,70 @@ def test_absent_weights_are_reported_with_their_place(tmp_path, monkeypatch):
     assert finding.state == "optional"
     assert "alexnet-owt-7be5be79.pth" in finding.advice
     assert str(tmp_path) in finding.advice
+
+
+ALL_PARTS = [*DENOISERS["sd-1.5"], *DENOISERS["sd-2"], *DEPTH.values(), CAPTION]
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache of the test's own."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def put_in_cache(cache: Path, part: Part) -> Path:
+    """Store a part as the hub's client does, of empty files."""
+    repository = cache / f"models--{part.hub_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "abc"
+    for name in part.patterns(part.best_variant("fp16")):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).touch()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    return snapshot
+
+
+def _priors() -> list[doctor.Finding]:
+    return [finding for finding in doctor._weights() if finding.name.startswith("ipsm ")]
+
+
+def _fetched_by(command: str) -> list[Part]:
+    """What a printed command fetches."""
+    program, name, *arguments = shlex.split(command)
+    assert (program, name) == ("ps4pro", "fetch-weights")
+    fetch = tyro.cli(FetchWeights, args=arguments)
+    known = (*DENOISERS[fetch.family], DEPTH[fetch.depth], CAPTION)
+    return [part for part in known if part.role in fetch.parts]
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_absent_weights_of_priors_are_optional_and_come_with_their_command():
+    findings = _priors()
+    assert [_fetched_by(finding.advice) for finding in findings] == [[part] for part in ALL_PARTS]
+    assert {finding.state for finding in findings} == {"optional"}
+    assert len({finding.name for finding in findings}) == len(ALL_PARTS)
+
+
+def test_cached_weights_of_priors_are_shown_with_their_place(hub_cache: Path):
+    text, depth = DENOISERS["sd-2"][1], DEPTH["dpt-hybrid"]
+    places = {part.hub_id: str(put_in_cache(hub_cache, part)) for part in (text, depth)}
+    found = {finding.name: finding for finding in _priors() if finding.state == "ok"}
+    assert {finding.value for finding in found.values()} == set(places.values())
+    assert set(found) == {"ipsm text (sd-2)", "ipsm depth (dpt-hybrid)"}
+
+
+def test_weights_of_priors_cannot_be_looked_for_without_the_extra(monkeypatch: pytest.MonkeyPatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(__spec__=hub.__spec__))
+    for finding in _priors():
+        assert finding.state == "optional"
+        assert "pip install -U" in finding.advice
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for finding in _priors():
+        assert finding.state == "optional"
+        assert '"ps4pro-nerfstudio[diffusion]", then ps4pro fetch-weights ipsm' in finding.advice
 
 
 def test_a_part_that_does_not_load_is_a_finding(monkeypatch):

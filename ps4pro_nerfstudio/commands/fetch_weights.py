@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,9 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ps4pro_nerfstudio.caches import can_write
-from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, DENOISERS, DEPTH, Part, Variant
-from ps4pro_nerfstudio.diffusion.libraries import EXTRA, missing_packages, take
+from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, DENOISERS, DEPTH, Part, Role, Variant
+from ps4pro_nerfstudio.diffusion.libraries import EXTRA, first_line, missing_packages, take
 from ps4pro_nerfstudio.messages import InputError, MissingPartError, say
+
+_REVISION_OPTIONS: dict[Role, str] = {
+    "inpainting": "--pipeline.model.score.inpainting-revision",
+    "text": "--pipeline.model.score.text-revision",
+    "depth": "--pipeline.model.depth-network.revision",
+    "caption": "--pipeline.model.score.caption-revision",
+}
+"""Where training is told which revision of each part to look for in the cache."""
 
 
 @dataclass(kw_only=True)
@@ -74,9 +83,14 @@ class FetchWeights:
                 self._ask(wanted)
             for part in wanted:
                 self._fetch(part)
-        place = "the Hugging Face cache" if self.output is None else str(self.output)
-        use = "" if self.output is None else self._options(chosen)
-        say(f"{len(chosen)} of {len(chosen)} parts in {place}; ns-train ipsm-gaussian{use}")
+        roles: set[Role] = {part.role for part in chosen}
+        place, use = "the Hugging Face cache", self._options_of_cache(roles)
+        if self.output is not None:
+            place, use = str(self.output), self._options_of_folder(roles, self.output)
+        command = " ".join(["ns-train ipsm-gaussian", *use])
+        if self.output is not None and not use:
+            command = "training uses them when inpainting and text are there too"
+        say(f"{len(chosen)} of {len(chosen)} parts in {place}; {command}")
 
     def _present(self, part: Part) -> bool:
         if self.output is not None:
@@ -132,9 +146,8 @@ class FetchWeights:
             )
         # The client and what it is built on raise errors of many kinds, other ones in each version.
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise InputError(
-                f"{part.hub_id} could not be downloaded: {lines[0]}; check the network, "
+                f"{part.hub_id} could not be downloaded: {first_line(error)}; check the network, "
                 "or fetch on another machine with --output FOLDER and copy the folder here"
             ) from error
         lacking = part.missing(Path(folder))
@@ -155,11 +168,25 @@ class FetchWeights:
                 f"{target} has {free / 1e9:.1f} GB free, {part.hub_id} takes {needed / 1e9:.1f} GB"
             )
 
-    def _options(self, chosen: list[Part]) -> str:
-        roles = {part.role for part in chosen}
-        use = ""
-        if {"inpainting", "text"} <= roles:
-            use += f" --pipeline.model.diffusion {self.output}"
+    def _options_of_cache(self, roles: set[Role]) -> list[str]:
+        """What makes training look for these parts, where its defaults look for others."""
+        use = []
+        if self.family != "sd-1.5" and roles & {"inpainting", "text"}:
+            use.append(f"--pipeline.model.score.family {self.family}")
+        if self.depth != "depth-anything" and "depth" in roles:
+            use.append(f"--pipeline.model.depth {self.depth}")
+        if self.revision != "main":
+            revision = shlex.quote(self.revision)
+            options = [option for role, option in _REVISION_OPTIONS.items() if role in roles]
+            use += [f"{option} {revision}" for option in options]
+        return use
+
+    def _options_of_folder(self, roles: set[Role], folder: Path) -> list[str]:
+        """What makes training read these parts; a folder has one family and revision of each."""
+        use, quoted = [], shlex.quote(str(folder))
+        has_prior = not any(part.missing(folder / part.role) for part in DENOISERS[self.family])
+        if has_prior and roles - {"depth"}:
+            use.append(f"--pipeline.model.diffusion {quoted}")
         if "depth" in roles:
-            use += f" --pipeline.model.depth {self.output}"
+            use.append(f"--pipeline.model.depth {quoted}")
         return use

@@ -14,9 +14,16 @@ from ps4pro_nerfstudio.diffusion.libraries import explained, take
 PREFIX = "a photography of"
 """How a caption begins; the network writes the rest."""
 _SUFFIX = ", realistic, 8k"
+"""How each prompt ends."""
 GENERIC_PROMPT = f"{PREFIX} a scene{_SUFFIX}"
 """Prompt where nobody and nothing describes the scene."""
 _MOST_TOKENS = 30
+
+
+def complete_prompt(sentence: str) -> str:
+    """The prompt y for a sentence about the scene; one that is complete already stays as it is."""
+    words = sentence.strip().rstrip(".")
+    return words if words.endswith(_SUFFIX) else words + _SUFFIX
 
 
 def write_prompt(folder: Path, photograph: NDArray[np.uint8], device: torch.device | str) -> str:
@@ -41,5 +48,5 @@ def write_prompt(folder: Path, photograph: NDArray[np.uint8], device: torch.devi
         inputs = processor(images=photograph, text=PREFIX, return_tensors="pt").to(device)
         with torch.no_grad():
             words = network.to(device).eval().generate(**inputs, max_new_tokens=_MOST_TOKENS)
-        caption = processor.decode(words[0], skip_special_tokens=True).strip()
-    return caption + _SUFFIX
+        caption = processor.decode(words[0], skip_special_tokens=True)
+    return complete_prompt(caption)

@@ -121,7 +121,7 @@ def step_cost(
         image, warped = (torch.rand(3, *image_size, generator=generator) for _ in range(2))
         visible = torch.rand(image_size, generator=generator) > 0.5
         inputs = image.to(device), warped.to(device), visible.to(device)
-        resident = _gigabytes(device)
+        resident = gigabytes(device)
         times = []
         for _ in range(repetitions + 1):
             _settle(device)
@@ -144,7 +144,7 @@ def step_cost(
         parameters=sum(weight.numel() for net in networks for weight in net.parameters()),
         milliseconds=1e3 * sorted(times[1:])[repetitions // 2],
         resident_gigabytes=resident,
-        peak_gigabytes=_gigabytes(device, peak=True),
+        peak_gigabytes=gigabytes(device, peak=True),
     )
 
 
@@ -153,7 +153,8 @@ def _settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _gigabytes(device: torch.device, peak: bool = False) -> float | None:
+def gigabytes(device: torch.device, peak: bool = False) -> float | None:
+    """GPU memory (10^9 bytes) in use now, or at most since the last reset; None without a GPU."""
     if device.type != "cuda":
         return None
     used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated

@@ -68,9 +68,9 @@ class InpaintingScoreConfig:
     """Encodings of the render: 1, shared; 2, one per term, as the released code does. The UNets
     see the first one."""
     prompt: str = ""
-    """What the scene shows, in one sentence: y. Empty: what BLIP says of the first photograph where
-    its weights are on this machine (`ps4pro fetch-weights ipsm --parts caption`), else "a
-    photography of a scene, realistic, 8k"."""
+    """What the scene shows, in one sentence; with ", realistic, 8k" after it, it is the prompt y.
+    Empty: what BLIP says of the first photograph where its weights are on this machine (`ps4pro
+    fetch-weights ipsm --parts caption`), else "a photography of a scene, realistic, 8k"."""
     negative_prompt: str = ""
     """Text of the unconditional branch; the paper's results use none."""
     loss_scale: float = 64.0
@@ -80,6 +80,8 @@ class InpaintingScoreConfig:
     """Revision of the inpainting weights on the Hugging Face hub: a branch, tag or commit id."""
     text_revision: str = "main"
     """Revision of the text-to-image weights on the Hugging Face hub."""
+    caption_revision: str = "main"
+    """Revision of BLIP's weights on the Hugging Face hub."""
 
 
 def resolve_dtype(config: InpaintingScoreConfig, device: torch.device) -> torch.dtype:
@@ -131,8 +133,9 @@ class InpaintingScorePrior:
     ) -> Score:
         """See `ScorePrior.score`. Random numbers are drawn where the generator lives.
 
-        A gradient that overflows is returned as zero, and later ones are scaled less. Values of the
-        image outside of [0, 1] get none: the VAE has never seen such pictures.
+        Where the gradient or the value overflows, both are returned as zero, and later gradients
+        are scaled less. Values of the image outside of [0, 1] get none: the VAE has never seen such
+        pictures.
         """
         config = self.config
         leaf = image.detach().to(self.device, torch.float32).requires_grad_(True)
@@ -151,9 +154,9 @@ class InpaintingScorePrior:
             scale = self._loss_scale
             (gradient,) = torch.autograd.grad(encodings, leaf, [scale * term for term in terms])
         gradient = gradient / (scale * encodings[0].numel())
-        if not bool(torch.isfinite(gradient).all()):
+        if not bool(torch.isfinite(gradient).all() & torch.isfinite(value)):
             self._loss_scale = max(0.5 * scale, 1.0)
-            gradient = torch.zeros_like(gradient)
+            gradient, value = torch.zeros_like(gradient), torch.zeros_like(value)
             self._num_dropped += 1
             if self._num_dropped == _MANY_DROPPED:
                 warn(

@@ -37,20 +37,48 @@ def take(package: str, name: str) -> Any:
         return getattr(importlib.import_module(package), name)
     # These packages import their parts late, and wrap what goes wrong in errors of any kind.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = EXTRA if missing_packages(package) else UPDATE
-        raise MissingPartError(f"{package} cannot be used ({reason}): {advice}") from error
+        said, advice = first_line(error), EXTRA if missing_packages(package) else UPDATE
+        raise MissingPartError(f"{package} cannot be used ({said}): {advice}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says in its first line, and what the first one behind it says beside that.
+
+    Diffusers says of a truncated file no more than that it cannot be read; why, safetensors knows.
+    """
+    said, origin = first_line(error), error
+    while (behind := _behind(origin)) is not None:
+        origin = behind
+    cause = first_line(origin)
+    # The message of a KeyError is the key alone.
+    if isinstance(origin, KeyError) or cause in said:
+        return said
+    return f"{said.rstrip('.')} ({cause})"
+
+
+def _behind(error: BaseException) -> BaseException | None:
+    """What an exception was raised from, unless it hides that."""
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, kind: str = "") -> Iterator[None]:
     """Turn whatever a library raises for a broken folder into one line.
 
+    Args:
+        path: of the folder.
+        kind: as what it is loaded, for the message: "as a ...".
+
     Raises:
-        InputError: names the folder and the first line of what was raised.
+        InputError: names the folder, the first line of what was raised, and its cause.
     """
     try:
         yield
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path} cannot be loaded: {lines[0]}") from error
+        what = f"{path} cannot be loaded{' ' * bool(kind)}{kind}"
+        raise InputError(f"{what}: {reason(error)}") from error

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ps4pro_nerfstudio.diffusion.libraries import take
+from ps4pro_nerfstudio.diffusion.libraries import explained, take
 from ps4pro_nerfstudio.messages import InputError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -138,12 +138,9 @@ def load_depth(
         InputError: the folder cannot be read, or holds another kind of network.
     """
     loader = take("transformers", "AutoModelForDepthEstimation")
-    try:
+    with explained(folder, "as a depth network"):
         network = loader.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         normalisation = _normalisation(folder)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{folder} cannot be loaded as a depth network: {lines[0]}") from error
     return MonocularDepth(network, name, config, device, normalisation)
 
 

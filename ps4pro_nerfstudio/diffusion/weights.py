@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ps4pro_nerfstudio.diffusion.captions import GENERIC_PROMPT, write_prompt
+from ps4pro_nerfstudio.diffusion.captions import GENERIC_PROMPT, complete_prompt, write_prompt
 from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, DENOISERS, DEPTH, Part
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig, InpaintingScorePrior
 from ps4pro_nerfstudio.diffusion.libraries import EXTRA, missing_packages, take
@@ -33,6 +33,7 @@ from ps4pro_nerfstudio.messages import InputError, MissingPartError, say, warn
 FETCH = "ps4pro fetch-weights ipsm"
 SCORE_FIELD = "--pipeline.model.diffusion"
 DEPTH_FIELD = "--pipeline.model.depth"
+PROMPT_FIELD = "--pipeline.model.score.prompt"
 OTHER_DEPTH = f"choose another network with {DEPTH_FIELD}, or triangulated"
 """What to do about a depth network that tells nothing."""
 SMALLER = (
@@ -40,6 +41,9 @@ SMALLER = (
     f"--pipeline.model.score.size less, {SCORE_FIELD} off none"
 )
 """What to do where a GPU's memory is too small."""
+
+_WITHOUT_SCORE = f"{SCORE_FIELD} off"
+_WITHOUT_DEPTH = f"{DEPTH_FIELD} triangulated"
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -104,8 +108,8 @@ def open_score_prior(
         choice: `off`; `auto`, weights that are already on this disk;
             `stable-diffusion`; a local folder; `tiny-random`, for tests; or `module:function`,
             called with `config` and `device` to make any other `ScorePrior`.
-        config: settings; kept by reference, so that they can be changed while training runs. An
-            empty prompt is replaced by the one that is used.
+        config: settings; kept by reference, so that they can be changed while training runs. The
+            prompt is replaced by the one that is used.
         device: where to compute.
         photograph: asked for a picture to describe where the prompt is empty.
 
@@ -194,20 +198,20 @@ def _find_score_weights(choice: str, config: InpaintingScoreConfig) -> tuple[Fou
             f"{SCORE_FIELD} stable-diffusion: {absent}; fetch with `{fetch}`, or give a folder "
             f"with {SCORE_FIELD} FOLDER (the extra of {EXTRA} is installed)"
         )
-    with _with_way_out(choice):
+    with _with_way_out(choice, _WITHOUT_SCORE):
         check_folders(inpainting.folder, text.folder, _name(inpainting, text))
     return inpainting, text
 
 
 @contextlib.contextmanager
-def _with_way_out(choice: str) -> Iterator[None]:
-    """Tell who has not asked for the weights that are at fault how to do without them."""
+def _with_way_out(choice: str, without: str) -> Iterator[None]:
+    """Tell who has not asked for the weights that are at fault the option that does without."""
     try:
         yield
     except InputError as error:
         if choice != "auto":
             raise
-        raise InputError(f"{error}, or train without these weights: {SCORE_FIELD} off") from error
+        raise InputError(f"{error}, or train without these weights: {without}") from error
 
 
 def _require_packages(choice: str, config: InpaintingScoreConfig) -> None:
@@ -298,7 +302,8 @@ def open_depth_prior(
         for part in candidates:
             found = find_cached(part, config.revision)
             if found is not None:
-                return _load_depth(found, config, device)
+                with _with_way_out(choice, _WITHOUT_DEPTH):
+                    return _load_depth(found, config, device)
     except MissingPartError as error:
         if choice != "auto":
             raise
@@ -326,10 +331,12 @@ def _load_score(
     choice: str,
 ) -> ScorePrior:
     name = _name(inpainting, text)
-    if not config.prompt:
-        config.prompt = _prompt(inpainting.folder.parent, device, photograph)
+    if config.prompt.strip():
+        config.prompt = complete_prompt(config.prompt)
+    else:
+        config.prompt = _prompt(inpainting.folder.parent, config, device, photograph)
     try:
-        with _with_way_out(choice):
+        with _with_way_out(choice, _WITHOUT_SCORE):
             parts = load_parts(inpainting.folder, text.folder, name, config, device)
             prior = InpaintingScorePrior(parts, config, device)
     except torch.cuda.OutOfMemoryError as error:
@@ -338,19 +345,31 @@ def _load_score(
     return prior
 
 
-def _prompt(folder: Path, device: torch.device, photograph: Photograph | None) -> str:
+def _prompt(
+    folder: Path,
+    config: InpaintingScoreConfig,
+    device: torch.device,
+    photograph: Photograph | None,
+) -> str:
     """A prompt for who gave none; says in one line what it is and where it comes from."""
-    describe = "--pipeline.model.score.prompt"
     beside = folder / CAPTION.role
-    found = find_cached(CAPTION) if CAPTION.missing(beside) else Found(beside, str(beside))
+    found = Found(beside, str(beside))
+    if CAPTION.missing(beside):
+        found = find_cached(CAPTION, config.caption_revision)
     if photograph is None or found is None:
         say(
-            f'prompt: "{GENERIC_PROMPT}"; describe the scene with {describe}, or let '
+            f'prompt: "{GENERIC_PROMPT}"; describe the scene with {PROMPT_FIELD}, or let '
             f"{CAPTION.hub_id} do it: `{FETCH} --parts caption`"
         )
         return GENERIC_PROMPT
-    prompt = write_prompt(found.folder, photograph(), device)
-    say(f'prompt: "{prompt}", by {found.name} of the first photograph; {describe} changes it')
+    picture = photograph()
+    try:
+        prompt = write_prompt(found.folder, picture, device)
+    # A caption is asked for by nobody; the prior does without, whatever is wrong with it.
+    except (InputError, MissingPartError) as error:
+        warn(f'prompt: "{GENERIC_PROMPT}", for {error}; describe the scene with {PROMPT_FIELD}')
+        return GENERIC_PROMPT
+    say(f'prompt: "{prompt}", by {found.name} of the first photograph; {PROMPT_FIELD} changes it')
     return prompt
 
 

@@ -4,7 +4,11 @@
     average error = (10^(-PSNR / 10) * sqrt(1 - SSIM) * LPIPS)^(1/3)
 
 It is the "average" of mip-NeRF (arXiv 2103.13415) and of the comparisons on few views that follow
-it, where it is computed from the means of a scene or of a table.
+it. Two uses give two numbers, since the formula is not linear:
+  - published tables put in the means of PSNR, SSIM and LPIPS over a scene or over scenes;
+  - `avge` of ns-eval with ipsm-gaussian is computed for each test view from the metrics of that
+    view, and then averaged over the views.
+To compare with a table, put the mean metrics of ns-eval into the formula.
 """
 
 from __future__ import annotations

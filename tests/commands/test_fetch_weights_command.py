@@ -14,8 +14,9 @@ import tyro
 
 from ps4pro_nerfstudio.commands import fetch_weights as module
 from ps4pro_nerfstudio.commands.fetch_weights import FetchWeights
-from ps4pro_nerfstudio.diffusion.catalogue import DENOISERS, DEPTH
+from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, DENOISERS, DEPTH
 from ps4pro_nerfstudio.messages import InputError, MissingPartError
+from ps4pro_nerfstudio.models.ipsm import IPSMModelConfig
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -142,6 +143,83 @@ def test_half_precision_weights_are_no_full_ones(hub: Hub, tmp_path: Path, in_ca
     # Full weights serve everybody.
     FetchWeights(method="ipsm", output=output).run()
     assert len(hub.calls) == 4
+
+
+@pytest.fixture
+def whole_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub that has all parts, in half precision."""
+    for part in (*DENOISERS["sd-2"], DEPTH["dpt-hybrid"], CAPTION):
+        monkeypatch.setitem(PUBLISHED, part.hub_id, part.patterns(part.best_variant("fp16")))
+    return hub
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(module, "say", lines.append)
+    return lines
+
+
+SCORE, MODEL = "--pipeline.model.score", "--pipeline.model"
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, []),
+        ({"family": "sd-2"}, [f"{SCORE}.family sd-2"]),
+        ({"family": "sd-2", "parts": ("depth",)}, []),
+        ({"depth": "dpt-hybrid"}, [f"{MODEL}.depth dpt-hybrid"]),
+        ({"depth": "dpt-hybrid", "parts": ("text",)}, []),
+        (
+            {"revision": "v1"},
+            [
+                f"{SCORE}.inpainting-revision v1",
+                f"{SCORE}.text-revision v1",
+                f"{MODEL}.depth-network.revision v1",
+            ],
+        ),
+        ({"revision": "v1", "parts": ("caption",)}, [f"{SCORE}.caption-revision v1"]),
+    ],
+)
+def test_the_command_that_it_names_uses_what_was_fetched(
+    whole_hub: Hub, said: list[str], options: dict[str, Any], expected: list[str]
+) -> None:
+    """Each option exists; set as it says, training looks where the weights are."""
+    del whole_hub
+    FetchWeights(method="ipsm", yes=True, **options).run()
+    (line,) = said
+    command = line.split("; ", 1)[1]
+    assert command == " ".join(["ns-train ipsm-gaussian", *expected])
+    for option in expected:
+        name, value = option.removeprefix(f"{MODEL}.").split()
+        holder: Any = IPSMModelConfig()
+        *groups, field = name.replace("-", "_").split(".")
+        for group in groups:
+            holder = getattr(holder, group)
+        assert getattr(holder, field) != value  # Else nothing had to be said.
+
+
+def test_a_folder_is_named_where_training_can_read_it(
+    whole_hub: Hub, said: list[str], tmp_path: Path
+) -> None:
+    """Neither family nor revision matters there: a folder has one of each."""
+    del whole_hub
+    output = tmp_path / "my weights"
+    prior, depth = f"{MODEL}.diffusion '{output}'", f"{MODEL}.depth '{output}'"
+
+    def fetch(*parts: Any) -> str:
+        FetchWeights(
+            method="ipsm", parts=parts, output=output, family="sd-2", revision="v1", yes=True
+        ).run()
+        return said[-1].split("; ", 1)[1]
+
+    assert fetch("inpainting") == "training uses them when inpainting and text are there too"
+    assert fetch("depth") == f"ns-train ipsm-gaussian {depth}"
+    # The other half of the prior is there already.
+    assert fetch("text") == f"ns-train ipsm-gaussian {prior}"
+    assert fetch("caption") == f"ns-train ipsm-gaussian {prior}"
+    assert fetch("text", "depth") == f"ns-train ipsm-gaussian {prior} {depth}"
 
 
 def test_the_table_shows_licences_and_sizes(

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from ps4pro_nerfstudio.diffusion import weights
-from ps4pro_nerfstudio.diffusion.captions import GENERIC_PROMPT, write_prompt
+from ps4pro_nerfstudio.diffusion import captions, weights
+from ps4pro_nerfstudio.diffusion.captions import GENERIC_PROMPT, complete_prompt, write_prompt
 from ps4pro_nerfstudio.diffusion.catalogue import CAPTION, licences
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.weights import open_score_prior
-from ps4pro_nerfstudio.messages import InputError
-from tests.diffusion.test_weights import COMMIT, put_in_cache
+from ps4pro_nerfstudio.messages import InputError, MissingPartError
+from tests.diffusion.test_weights import COMMIT, INPAINTING, TEXT, cut_short, put_in_cache
 
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "photography", "of", "fox")
 _IMAGE_PX = 32
@@ -66,9 +66,9 @@ def photograph() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
 
 
-def prompt_of(folder: Path, photograph: np.ndarray | None, prompt: str = "") -> str:
+def prompt_of(folder: Path, photograph: np.ndarray | None, **settings: str) -> str:
     """What the prompt of a training with tiny pipelines becomes."""
-    config = InpaintingScoreConfig(size=64, prompt=prompt)
+    config = InpaintingScoreConfig(size=64, **settings)  # type: ignore[arg-type]
     open_score_prior(str(folder), config, "cpu", None if photograph is None else lambda: photograph)
     return config.prompt
 
@@ -86,8 +86,14 @@ def test_the_users_words_come_first(
     folder: Path, blip: Path, photograph: np.ndarray, said: list[str]
 ) -> None:
     blip.rename(folder / "caption")
-    assert prompt_of(folder, photograph, prompt="a bed") == "a bed"
+    assert prompt_of(folder, photograph, prompt="a bed") == "a bed, realistic, 8k"
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("words", ["a bed", "a bed.", " a bed ", "a bed, realistic, 8k"])
+def test_each_prompt_ends_as_the_papers_once(words: str) -> None:
+    assert complete_prompt(words) == "a bed, realistic, 8k"
+    assert complete_prompt(GENERIC_PROMPT) == GENERIC_PROMPT
 
 
 def test_a_caption_in_the_folder_comes_second(
@@ -106,6 +112,46 @@ def test_a_cached_network_is_found(
     name = f"{CAPTION.hub_id}@{COMMIT[:12]}"
     assert name in said[0]
     assert licences(name) == {CAPTION.hub_id: "BSD-3-Clause"}
+    assert prompt_of(folder, photograph, caption_revision="other") == GENERIC_PROMPT
+
+
+def test_a_broken_captioning_network_is_one_line_and_the_prior_stays(
+    folder: Path, blip: Path, photograph: np.ndarray, said: list[str]
+) -> None:
+    cut_short(blip / "model.safetensors")
+    blip.rename(folder / "caption")
+    assert prompt_of(folder, photograph) == GENERIC_PROMPT
+    line, loaded = said
+    assert "\n" not in line
+    assert "--pipeline.model.score.prompt" in line
+    assert f"{folder / 'caption'} cannot be loaded" in line
+    assert "not fully covered" in line
+    assert loaded.startswith("score prior: ")
+
+
+def test_without_the_class_that_captions_the_prior_stays(
+    pipelines: Path,
+    blip: Path,
+    photograph: np.ndarray,
+    hub_cache: Path,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Even for auto, which does without the prior where its own classes are missing."""
+    for part, source in ((INPAINTING, pipelines / "inpainting"), (TEXT, pipelines / "text")):
+        put_in_cache(hub_cache, part, source)
+    put_in_cache(hub_cache, CAPTION, blip)
+
+    def take(package: str, name: str) -> None:
+        raise MissingPartError(f"{package} cannot be used (no {name})")
+
+    monkeypatch.setattr(captions, "take", take)
+    config = InpaintingScoreConfig(size=64)
+    assert open_score_prior("auto", config, "cpu", lambda: photograph) is not None
+    assert config.prompt == GENERIC_PROMPT
+    (line,) = [line for line in said if line.startswith("prompt:")]
+    assert "no BlipForConditionalGeneration" in line
+    assert "--pipeline.model.score.prompt" in line
 
 
 def test_without_either_the_prompt_fits_every_scene(

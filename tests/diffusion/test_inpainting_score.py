@@ -205,7 +205,18 @@ def test_an_overflow_gives_zero_and_a_smaller_scale() -> None:
     parts.vae.mix.mul_(1e3)
     overflowed = prior.score(*pictures(), seeded())
     assert (overflowed.gradient == 0).all()
+    assert float(overflowed.value) == 0.0
     assert prior._loss_scale == 0.5e38
+
+
+def test_a_gradient_whose_value_overflows_is_left_out() -> None:
+    """The square of 1e25 is no float32, though the gradient itself is one."""
+    parts = fake_parts()
+    prior = InpaintingScorePrior(parts, fake_config(), "cpu")
+    parts.text_unet.gain.fill_(1e25)
+    score = prior.score(*pictures(), seeded())
+    assert (score.gradient == 0).all()
+    assert float(score.value) == 0.0
 
 
 def test_overflows_without_end_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,27 +227,37 @@ def test_overflows_without_end_are_said_once(monkeypatch: pytest.MonkeyPatch) ->
     prior = InpaintingScorePrior(parts, fake_config(), "cpu")
     parts.vae.mix.fill_(torch.inf)
     for _ in range(15):
-        assert (prior.score(*pictures(), seeded()).gradient == 0).all()
+        score = prior.score(*pictures(), seeded())
+        assert (score.gradient == 0).all()
+        assert float(score.value) == 0.0
     (line,) = said
     assert "10 times" in line
     assert "dtype float32" in line
 
 
 @pytest.mark.parametrize(
-    "dtype, advice", [("float32", "fetch them anew"), ("bfloat16", "dtype float32")]
+    "dtype, gain, advice",
+    [
+        ("float32", torch.nan, "fetch them anew"),
+        ("float32", torch.inf, "fetch them anew"),
+        ("bfloat16", torch.nan, "dtype float32"),
+    ],
 )
 def test_a_denoiser_that_is_not_finite_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, dtype: str, advice: str
+    monkeypatch: pytest.MonkeyPatch, dtype: str, gain: float, advice: str
 ) -> None:
+    """Without guidance, in which infinities would cancel to NaN."""
     said: list[str] = []
     monkeypatch.setattr(inpainting_score, "warn", said.append)
     parts = fake_parts()
-    prior = InpaintingScorePrior(parts, fake_config(dtype=dtype), "cpu")
+    prior = InpaintingScorePrior(parts, fake_config(dtype=dtype, guidance=1.0), "cpu")
     prior.score(*pictures(), seeded())
     assert said == []
-    parts.text_unet.gain.fill_(torch.nan)
+    parts.text_unet.gain.fill_(gain)
     for _ in range(3):
-        assert torch.isfinite(prior.score(*pictures(), seeded()).gradient).all()
+        score = prior.score(*pictures(), seeded())
+        assert torch.isfinite(score.gradient).all()
+        assert torch.isfinite(score.value)
     (line,) = said
     assert "fakes gives values that are not finite" in line
     assert advice in line

@@ -21,6 +21,7 @@ from ps4pro_nerfstudio.diffusion.monocular_depth import (
 )
 from ps4pro_nerfstudio.diffusion.weights import open_depth_prior
 from ps4pro_nerfstudio.messages import InputError, MissingPartError
+from tests.diffusion.test_weights import cut_short
 
 transformers = pytest.importorskip("transformers")
 
@@ -232,6 +233,19 @@ def test_auto_takes_whichever_network_is_cached(hub_cache: Path, said: list[str]
     assert DEPTH["depth-anything"].hub_id in said[0]
     assert "ps4pro fetch-weights ipsm" in said[0]
     assert len(said) == 3
+
+
+def test_broken_weights_name_their_cause_and_for_auto_the_way_out(hub_cache: Path) -> None:
+    put_in_cache(hub_cache, "depth-anything", tiny_depth_anything())
+    (file,) = hub_cache.rglob("model.safetensors")
+    cut_short(file)
+    endings = {}
+    for choice in ("auto", "depth-anything"):
+        with pytest.raises(InputError, match=r"as a depth network: .*fully covered") as raised:
+            open_depth_prior(choice, MonocularDepthConfig(), "cpu")
+        endings[choice] = str(raised.value).endswith("--pipeline.model.depth triangulated")
+        assert "\n" not in str(raised.value)
+    assert endings == {"auto": True, "depth-anything": False}
 
 
 @pytest.mark.parametrize("choice", ["depth-anything", "dpt-hybrid"])

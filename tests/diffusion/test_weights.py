@@ -240,8 +240,18 @@ def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def spoil_weights(folder: Path) -> None:
-    (folder / "text/unet/diffusion_pytorch_model.safetensors").write_bytes(b"not a tensor")
+def cut_short(file: Path) -> None:
+    """Leave the first half of a file, as an interrupted copy does."""
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def cut_unet_short(folder: Path) -> None:
+    cut_short(folder / "text/unet/diffusion_pytorch_model.safetensors")
+
+
+def cut_text_encoder_short(folder: Path) -> None:
+    cut_short(folder / "inpainting/text_encoder/model.fp16.safetensors")
 
 
 def same_unet_twice(folder: Path) -> None:
@@ -336,7 +346,8 @@ def wider_text(folder: Path) -> None:
             lambda folder: shutil.rmtree(folder / "inpainting" / "tokenizer"),
             ("inpainting/tokenizer/vocab.json is missing", "fetch-weights ipsm --output"),
         ),
-        (spoil_weights, ("text/unet cannot be loaded",)),
+        (cut_unet_short, ("text/unet cannot be loaded: ", "not fully covered")),
+        (cut_text_encoder_short, ("text_encoder cannot be loaded: ", "not fully covered")),
         (same_unet_twice, ("inpainting UNet takes 4 channels instead of 9",)),
         (inpainting_as_text, ("text UNet takes 9 channels instead of 4",)),
         (another_vae, ("VAEs of the two denoisers differ", "(8, 0.18215)", "(4, 0.18215)")),
