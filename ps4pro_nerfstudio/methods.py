@@ -231,12 +231,15 @@ ipsm_gaussian_dtu = MethodSpecification(
         IPSMModelConfig(
             ssim_lambda=0.6,
             seen_depth_weight=0.005,
+            # As much more than a network's as for LLFF; the paper has no triangulated depth.
+            triangulated_depth_weight=0.025,
             unseen_depth_weight=0.05,
             geo_weight=0.2,
             background_prior=True,
             metrics_on_white=True,
             background_color="black",
             drop_rate=0.0,
+            # What `densification released` takes; as for LLFF, splatfacto's has no resets.
             reset_opacity=0.05,
             schedule=IPSMScheduleConfig(reset_at=tuple(range(2001, 10_000, 1000))),
         ),

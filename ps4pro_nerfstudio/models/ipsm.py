@@ -13,6 +13,7 @@ the points come from the correspondences between photographs, in units of the po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -30,10 +31,20 @@ from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.monocular_depth import MonocularDepthConfig, tells_depth
 from ps4pro_nerfstudio.diffusion.protocol import DepthPrior, ScorePrior
 from ps4pro_nerfstudio.diffusion.weights import OTHER_DEPTH, SMALLER, open_score_prior
-from ps4pro_nerfstudio.geometry.inverse_warp import Agreement, Interpolation, inverse_warp, visible
+from ps4pro_nerfstudio.geometry.inverse_warp import (
+    Agreement,
+    Interpolation,
+    Warp,
+    inverse_warp,
+    visible,
+)
 from ps4pro_nerfstudio.messages import InputError, warn
 from ps4pro_nerfstudio.metrics.average_error import average_error
-from ps4pro_nerfstudio.models.ipsm_schedule import IPSMSchedule, IPSMScheduleConfig
+from ps4pro_nerfstudio.models.ipsm_schedule import (
+    IPSMSchedule,
+    IPSMScheduleConfig,
+    check_weight,
+)
 from ps4pro_nerfstudio.models.ipsm_strategy import IPSMStrategy
 from ps4pro_nerfstudio.models.splatfacto import (
     PS4PROSplatfactoModel,
@@ -60,11 +71,22 @@ _MANY_BLIND = 50
 """So many unseen views in a row that show nothing are no accident."""
 _DROP_VIEWS = (3, 9)
 """Numbers of photographs up to which dropout is full, and from which on there is none."""
+_WEIGHTS = (
+    "seen_depth_weight",
+    "triangulated_depth_weight",
+    "unseen_depth_weight",
+    "geo_weight",
+    "score_weight",
+)
 
 
 @dataclass
 class IPSMModelConfig(PS4PROSplatfactoModelConfig):
-    """IPSM-Gaussian; defaults are the paper's for LLFF."""
+    """IPSM-Gaussian: weights, thresholds and schedule of its terms are the paper's for LLFF.
+
+    Triangulated depth, which the paper has not, and how splats are rendered and densified are what
+    measured better here; docs/options.md lists the differences.
+    """
 
     _target: type = field(default_factory=lambda: IPSMModel)
     diffusion: str = "auto"
@@ -74,6 +96,11 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     depth: str = "auto"
     """Depth of the photographs: triangulated, depth-anything, dpt-hybrid, a folder with weights, or
     auto: the network's where its weights are on this machine already, else triangulated."""
+    ssim_lambda: float = 0.2
+    """lambda_ssim: share of 1 - SSIM in the photometric term; the rest, lambda_1, is L1's."""
+    inverse_offset: Literal["auto", "unit_free"] | float = "auto"
+    """c of 1 / (m + c), a network's inverse depth m as depth: unit_free, .1 after m is brought to
+    [0, 1]; a number, in the units of the network; or auto: 200 for dpt-hybrid, else unit_free."""
     depth_form: DepthForm = "metric"
     """How triangulated depth is compared: pearson as the paper does with a network's, metric, which
     fixes the scale too, or both."""
@@ -86,11 +113,12 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     geo_weight: float = 2.0
     """lambda_geo: weight of the photograph warped into the unseen view."""
     score_weight: float = 1.0
-    """Factor on L_IPSM, whose own weights w_1 and w_2 are those of --pipeline.model.score."""
+    """Factor on L_IPSM, whose own weights w_1 and w_2 are those of --pipeline.model.score;
+    omega(t) is alpha_bar_t, as released."""
     soft_threshold: float = 0.3
     """tau_soft: relative disagreement of depths up to which the prior is given the photograph."""
     strict_threshold: float = 0.1
-    """tau_strict: the same for L_geo."""
+    """tau_strict: the same for L_geo, no more than tau_soft."""
     mask_mode: Agreement = "reproject"
     """How depths are compared: reproject in the camera of the photograph; minmax as released."""
     warp_depth: Literal["normalised", "blended"] = "normalised"
@@ -108,12 +136,15 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
     densification: Literal["splatfacto", "released"] = "splatfacto"
     """splatfacto's, with its thresholds, but without resets and without removal of large Gaussians,
     which measured better; or as released with IPSM: plain gradients above 5e-4, opacities below
-    .005 pruned, until the end, with resets."""
+    .005 pruned, nothing split by its size in the image, until the end, with resets. That takes the
+    place of densify-grad-thresh, use-absgrad, cull-alpha-thresh, stop-screen-size-at,
+    stop-split-at, densify-until and dense-start; warmup-length, refine-every, densify-size-thresh,
+    unpool-metric, fading, drop-rate and max-angular-scale stay as they are."""
     background_prior: bool = False
     """For objects before black or white cloth (DTU): colours count as black where the photograph
     shows the cloth."""
     reset_opacity: float = 0.01
-    """Opacity that a reset of the released densification leaves at most."""
+    """Opacity that a reset leaves at most; splatfacto's densification has none."""
     unpool_metric: Literal["paper", "metric", "off"] = "paper"
     """Unpooling compares a squared distance with a length, as released, or a length, or is off."""
     schedule: IPSMScheduleConfig = field(default_factory=IPSMScheduleConfig)
@@ -136,8 +167,20 @@ class IPSMModelConfig(PS4PROSplatfactoModelConfig):
             )
         if not self.output_depth_during_training:
             raise ValueError("output_depth_during_training must be True: depth is part of the loss")
-        if self.score_weight < 0.0:
-            raise ValueError(f"score_weight must not be negative, got {self.score_weight}")
+        for name in _WEIGHTS:
+            check_weight(name, getattr(self, name))
+        if not 0.0 <= self.ssim_lambda <= 1.0:
+            raise ValueError(f"ssim_lambda must lie in [0, 1], got {self.ssim_lambda}")
+        if not isinstance(self.inverse_offset, str):
+            check_weight("inverse_offset", self.inverse_offset)
+        if not 0.0 < self.reset_opacity < 1.0:
+            raise ValueError(f"reset_opacity must lie in (0, 1), got {self.reset_opacity}")
+        if not 0.0 < self.strict_threshold <= self.soft_threshold < math.inf:
+            raise ValueError(
+                "strict_threshold must be positive and at most soft_threshold: L_geo trusts no "
+                f"pixel that the prior is not given, got {self.strict_threshold} and "
+                f"{self.soft_threshold}"
+            )
 
 
 class IPSMModel(PS4PROSplatfactoModel):
@@ -159,11 +202,25 @@ class IPSMModel(PS4PROSplatfactoModel):
         self._num_blind = 0
         self._warned_of_blind = False
         self._unseen_pictures: dict[str, Tensor] = {}
-        self.score_weight_slider = ViewerSlider(
-            "λ IPSM", config.score_weight, 0.0, max(4.0, 2 * config.score_weight), 0.05
+        # They act on a training alone, which enables them.
+        self.score_weight_slider = _slider(
+            "× L_IPSM",
+            config.score_weight,
+            (0.0, max(4.0, 2 * config.score_weight)),
+            0.05,
+            "Factor on the score term; its weights w_1 and w_2 (the paper's λ_IPSM) stay",
         )
-        self.guidance_slider = _slider("CFG", config.score.guidance, 1.0, 100.0, 0.5)
-        self.threshold_slider = _slider("mask threshold", config.strict_threshold, 0.01, 0.5, 0.01)
+        self.guidance_slider = _slider(
+            "CFG", config.score.guidance, (1.0, 100.0), 0.5, "Guidance g of both denoisers"
+        )
+        self.threshold_slider = _slider(
+            "mask threshold τ_strict",
+            config.strict_threshold,
+            (0.0, config.soft_threshold),
+            0.01,
+            "Disagreement of depths up to which L_geo trusts the warped photograph; at most "
+            "τ_soft, that of the score term, which stays",
+        )
 
     @property
     def score_prior(self) -> ScorePrior | None:
@@ -242,6 +299,9 @@ class IPSMModel(PS4PROSplatfactoModel):
             # The datamanager's own: a network is in memory once.
             "depth": getattr(manager, "depth_prior", None),
         }
+        for slider in (self.score_weight_slider, self.guidance_slider):
+            _set_enabled(slider, self.score_prior is not None)
+        _set_enabled(self.threshold_slider, config.geo_weight > 0.0)
         return callbacks
 
     def _opacities(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -315,7 +375,10 @@ class IPSMModel(PS4PROSplatfactoModel):
         valid = self._valid(batch, *depth.shape)
         if valid is not None:
             inverse, blended = inverse[valid], blended[valid]
-        return inverse_depth_loss(inverse, blended, self.depth_prior.inverse_offset)
+        offset = self.config.inverse_offset
+        if isinstance(offset, str):
+            offset = self.depth_prior.inverse_offset if offset == "auto" else None
+        return inverse_depth_loss(inverse, blended, offset)
 
     def _warn_of_photographs(self) -> None:
         """Say in how many photographs the network tells no depth, when it has seen all of them."""
@@ -367,20 +430,7 @@ class IPSMModel(PS4PROSplatfactoModel):
         if valid is not None:
             source_depth = torch.where(valid, source_depth, 0.0)
         unseen_depth = self._depth_to_warp(depth.detach(), accumulation.detach())
-        seen_motion, seen_intrinsics = self._matrices(unseen.source)
-        unseen_motion, unseen_intrinsics = self._matrices(unseen.camera)
-        if config.background_prior:
-            photograph = torch.where(cloth(photograph.permute(1, 2, 0)), 0.0, photograph)
-        warp = inverse_warp(
-            photograph,
-            source_depth,
-            unseen_depth,
-            seen_motion,
-            unseen_motion,
-            seen_intrinsics,
-            unseen_intrinsics,
-            interpolation=config.warp_interp,
-        )
+        warp = self._warp(photograph, source_depth, unseen_depth, unseen)
         strict = visible(warp, unseen_depth, self.threshold_slider.value, config.mask_mode)
         soft = visible(warp, unseen_depth, config.soft_threshold, config.mask_mode)
         is_blind = not bool(soft.any())
@@ -392,7 +442,12 @@ class IPSMModel(PS4PROSplatfactoModel):
         ramp = often * self.schedule.ramp(self.step)
         losses: dict[str, Tensor] = {}
         if config.geo_weight > 0.0:
-            geo = geometry_consistency_loss(colors, warp.colors, strict, config.geo_norm)
+            target = warp.colors
+            if config.background_prior:
+                # For this term alone: the prior is given the photograph as it is.
+                black = torch.where(cloth(photograph.permute(1, 2, 0)), 0.0, photograph)
+                target = self._warp(black, source_depth, unseen_depth, unseen).colors
+            geo = geometry_consistency_loss(colors, target, strict, config.geo_norm)
             _add(losses, "geo", often * config.geo_weight, geo)
         if config.unseen_depth_weight > 0.0:
             loss = self._unseen_depth_loss(colors, depth, accumulation, batch, unseen)
@@ -443,6 +498,23 @@ class IPSMModel(PS4PROSplatfactoModel):
         """World to camera [4, 4], OpenCV axes, and intrinsics [3, 3] of a batch of one."""
         motion = world_to_camera(camera.camera_to_worlds.to(self.device))[0]
         return motion, camera.get_intrinsics_matrices().to(self.device)[0]
+
+    def _warp(
+        self, photograph: Tensor, source_depth: Tensor, unseen_depth: Tensor, unseen: Any
+    ) -> Warp:
+        """A photograph [3, H, W] of the seen camera brought into the unseen one."""
+        seen_motion, seen_intrinsics = self._matrices(unseen.source)
+        unseen_motion, unseen_intrinsics = self._matrices(unseen.camera)
+        return inverse_warp(
+            photograph,
+            source_depth,
+            unseen_depth,
+            seen_motion,
+            unseen_motion,
+            seen_intrinsics,
+            unseen_intrinsics,
+            interpolation=self.config.warp_interp,
+        )
 
     def _depth_to_warp(self, depth: Tensor, accumulation: Tensor) -> Tensor:
         """Depth [H, W] to warp with, 0 where there is none."""
@@ -550,9 +622,19 @@ def project_points(xyz: Tensor, camera: Cameras) -> tuple[Tensor, Tensor]:
     return image[:, :2] / depth.clamp_min(_EPS)[:, None], depth
 
 
-def _slider(name: str, value: float, low: float, high: float, step: float) -> ViewerSlider:
-    """A slider whose range has room for the value it starts from."""
-    return ViewerSlider(name, value, min(low, value), max(high, value), step)
+def _slider(
+    name: str, value: float, bounds: tuple[float, float], step: float, hint: str
+) -> ViewerSlider:
+    """A disabled slider whose range has room for the value it starts from."""
+    low, high = min(bounds[0], value), max(bounds[1], value)
+    return ViewerSlider(name, value, low, high, step, disabled=True, hint=hint)
+
+
+def _set_enabled(slider: ViewerSlider, enabled: bool) -> None:
+    """Also where the viewer, which is there before the priors are, shows the slider already."""
+    slider.disabled = not enabled
+    if slider.gui_handle is not None:
+        slider.set_disabled(not enabled)
 
 
 def _add(losses: dict[str, Tensor], name: str, weight: float, loss: Tensor | None) -> None:

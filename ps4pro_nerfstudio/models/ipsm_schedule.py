@@ -14,32 +14,46 @@ REFERENCE_LENGTH = 10_000
 _GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 
+def check_weight(name: str, value: float) -> None:
+    """Refuse what would switch a term off without a word, or make it NaN.
+
+    Raises:
+        ValueError: a value that is negative or not finite.
+    """
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
 @dataclass
 class IPSMScheduleConfig:
     """Steps of a run of 10,000; a run of another length has them in proportion."""
 
     unseen_from: int = 2000
-    """Unseen views take part after this step; until then Gaussians are unpooled."""
+    """Unseen views take part after this step. Until then Gaussians are unpooled, or until
+    densification ends, if that is earlier: after 1,000 steps from dense points (dense-start)."""
     unseen_until: int = 9500
     """And before this one; from then on the depth of seen views counts little, and no Gaussian is
     left out."""
     ramp: int = 500
-    """Steps over which their score and depth terms grow to full weight."""
+    """Steps over which r(it), the factor on their score and depth terms, grows from 0 to 1."""
     every_k: int = 1
     """Unseen views take part in one of k steps, k times as strongly."""
     late_depth_weight: float = 0.001
     """Largest weight of the seen depth after the unseen views."""
     reset_at: tuple[int, ...] = (2001,)
-    """Steps after which the released densification lowers opacities."""
+    """Steps after which opacities are lowered, with --pipeline.model.densification released."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.unseen_from < self.unseen_until:
+        if not 0 <= self.unseen_from < self.unseen_until <= REFERENCE_LENGTH:
             raise ValueError(
-                f"unseen_from must be below unseen_until, got {self.unseen_from} and "
-                f"{self.unseen_until}"
+                "unseen_from and unseen_until are steps of a run of 10,000, the first below the "
+                f"second, got {self.unseen_from} and {self.unseen_until}"
             )
+        if self.ramp < 0:
+            raise ValueError(f"ramp must not be negative, got {self.ramp}")
         if self.every_k < 1:
             raise ValueError(f"every_k must be at least 1, got {self.every_k}")
+        check_weight("late_depth_weight", self.late_depth_weight)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 
 Real and pseudo cameras stand in the scene in two colours, each with its picture. Panel: what to
 show, the peak weight lambda of pseudo views, the worst views, and everything about the view that
-was clicked or chosen.
+was clicked or chosen. Where a method renders cameras near the photographs' (IPSM), some of those to
+come and the latest one stand there in a third colour.
 
 Threads: viser calls handlers from its own; they touch GUI and pictures only. `before_step` and
 `after_step` belong to the training thread, which alone changes the schedule, between two steps. A
@@ -19,10 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.viewer.viewer import Viewer
 from numpy.typing import NDArray
 from torch import Tensor
-from viser import CameraFrustumHandle, ClientHandle, GuiMarkdownHandle
+from viser import CameraFrustumHandle, ClientHandle, GuiInputHandle, GuiMarkdownHandle
 
 from ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager import PseudoRayDatamanager
 from ps4pro_nerfstudio.datamanagers.pseudo_view_datamanager import PseudoViewDatamanager
@@ -38,6 +40,8 @@ UNSEEN_COLOUR = (120, 220, 120)
 _SELECTED_COLOUR = (255, 255, 255)
 # Pseudo cameras stand between real ones; smaller, they hide less.
 _PSEUDO_SCALE = 0.75
+# A few of the thousands show how far they go; the latest one is to stand out among them.
+_NUM_UNSEEN, _UNSEEN_SCALE = 24, 0.3
 _THUMBNAIL_PX, _PICTURE_PX = 120, 480
 _NUM_WORST = 5
 _REFRESH_S = 1.0
@@ -63,6 +67,8 @@ class ViewsPanel:
         self._handles: dict[ViewKey, CameraFrustumHandle] = {}
         self._frustums: dict[ViewKey, Frustum] = {}
         self._marker: CameraFrustumHandle | None = None
+        self._unseen_handles: dict[str, CameraFrustumHandle] = {}
+        self._show_pseudo: GuiInputHandle[bool] | None = None
         self._draw_cameras()
         self._build()
 
@@ -144,26 +150,50 @@ class ViewsPanel:
                 view.camera_to_world, (view.fx, view.fy), (view.width, view.height)
             )
             self._draw(f"/pseudo_cameras/camera_{index:05d}", ViewKey(True, index), frustum)
+        self._draw_coming_unseen()
+
+    def _draw_coming_unseen(self) -> None:
+        """Stand small frustums at some unseen cameras, from the first to the last to be met."""
+        unseen = getattr(self._manager, "_unseen", None)  # of ipsm-gaussian's datamanager alone
+        if unseen is None:
+            return
+        cameras = self._manager.train_dataset.cameras
+        places = np.linspace(0, len(unseen.order) - 1, min(_NUM_UNSEEN, len(unseen.order)))
+        for number, index in enumerate(unseen.order[places.round().astype(int)]):
+            seen = cameras[int(unseen.source[index])]
+            self._draw_unseen_frustum(
+                f"/unseen_cameras/camera_{number:02d}",
+                unseen.camera_to_worlds[index],
+                seen,
+                _UNSEEN_SCALE,
+            )
 
     def _draw_unseen(self) -> None:
         """Stand a frustum where the latest unseen camera is; the same name replaces the last."""
         camera = getattr(self._manager, "latest_unseen", None)  # no radiance field has any
         if camera is None:
             return
+        pose = camera.camera_to_worlds[0].cpu().numpy()
+        self._draw_unseen_frustum("/unseen_camera", pose, camera, _PSEUDO_SCALE)
+
+    def _draw_unseen_frustum(
+        self, name: str, camera_to_world: NDArray, camera: Cameras, scale: float
+    ) -> None:
+        """Stand a frustum at a pose [3, 4] with the intrinsics of a camera."""
         frustum = frustum_of(
-            camera.camera_to_worlds[0].cpu().numpy(),
+            camera_to_world,
             (float(camera.fx), float(camera.fy)),
             (int(camera.width), int(camera.height)),
         )
-        self._viewer.viser_server.scene.add_camera_frustum(
-            "/unseen_camera",
+        self._unseen_handles[name] = self._viewer.viser_server.scene.add_camera_frustum(
+            name,
             fov=frustum.fov,
             aspect=frustum.aspect,
-            scale=self._viewer.config.camera_frustum_scale * _PSEUDO_SCALE,
+            scale=self._viewer.config.camera_frustum_scale * scale,
             color=UNSEEN_COLOUR,
             wxyz=frustum.wxyz,
             position=frustum.position,
-            visible=self._show_pseudo is None or bool(self._show_pseudo.value),
+            visible=self._shows_pseudo(),
         )
 
     def _draw(self, name: str, key: ViewKey, frustum: Frustum) -> CameraFrustumHandle:
@@ -202,8 +232,8 @@ class ViewsPanel:
             self._show_real = gui.add_checkbox("Real cameras", True)
             self._show_real.on_update(lambda _: self._apply_visibility())
             schedule = self._manager.schedule
-            self._show_pseudo = self._weight_slider = None
-            if self._manager.pseudo_views:
+            self._weight_slider = None
+            if self._manager.pseudo_views or self._unseen_handles:
                 self._show_pseudo = gui.add_checkbox("Pseudo cameras", True)
                 self._show_pseudo.on_update(lambda _: self._apply_visibility())
             if schedule is not None and schedule.share > 0.0:
@@ -265,12 +295,17 @@ class ViewsPanel:
         with self._lock:
             for key, handle in self._handles.items():
                 handle.visible = self._is_shown(key)
+            # The training thread puts a new one under the name of the latest.
+            for handle in list(self._unseen_handles.values()):
+                handle.visible = self._shows_pseudo()
             if self._marker is not None and self._selected is not None:
                 self._marker.visible = self._is_shown(self._selected)
 
     def _is_shown(self, key: ViewKey) -> bool:
-        box = self._show_pseudo if key.is_pseudo else self._show_real
-        return box is None or bool(box.value)
+        return self._shows_pseudo() if key.is_pseudo else bool(self._show_real.value)
+
+    def _shows_pseudo(self) -> bool:
+        return self._show_pseudo is None or bool(self._show_pseudo.value)
 
     def _look_through(self, key: ViewKey | None, client: ClientHandle | None) -> None:
         handle = None if key is None else self._handles.get(key)

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import sys
+from dataclasses import dataclass, field
+from inspect import signature
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils import poses
 from nerfstudio.viewer.utils import parse_object
@@ -20,6 +25,7 @@ from torch import Tensor
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import KnownPoints, UnseenView
 from ps4pro_nerfstudio.diffusion.inpainting_score import InpaintingScoreConfig
 from ps4pro_nerfstudio.diffusion.protocol import Score
+from ps4pro_nerfstudio.geometry.inverse_warp import Warp, inverse_warp, visible
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ipsm_gaussian
 from ps4pro_nerfstudio.models import ipsm
@@ -31,7 +37,12 @@ from ps4pro_nerfstudio.models.ipsm import (
     project_points,
 )
 from ps4pro_nerfstudio.models.ipsm_schedule import IPSMSchedule
-from ps4pro_nerfstudio.splatting.depth_losses import sample_bilinear
+from ps4pro_nerfstudio.models.splatfacto import world_to_camera
+from ps4pro_nerfstudio.splatting.depth_losses import (
+    geometry_consistency_loss,
+    inverse_depth_loss,
+    sample_bilinear,
+)
 from ps4pro_nerfstudio.splatting.losses import l1_ssim_loss
 from tests.conftest import look_at
 
@@ -253,9 +264,37 @@ def test_sliders_act_on_the_running_training() -> None:
 
 
 def test_sliders_have_room_for_what_was_configured() -> None:
-    model = make(strict_threshold=0.9, score=InpaintingScoreConfig(guidance=0.5))
-    for slider in (model.threshold_slider, model.guidance_slider):
+    """And the threshold of L_geo stays within that of the prior."""
+    score = InpaintingScoreConfig(guidance=0.5)
+    model = make(strict_threshold=0.005, soft_threshold=0.9, score=score, score_weight=7.0)
+    for slider in (model.threshold_slider, model.guidance_slider, model.score_weight_slider):
         assert slider.min <= slider.value <= slider.max
+    assert model.threshold_slider.max == model.config.soft_threshold
+
+
+def callbacks_of(model: IPSMModel) -> None:
+    """What a training without datamanager makes of a model."""
+    model.get_training_callbacks(
+        TrainingCallbackAttributes(optimizers=None, grad_scaler=None, pipeline=None, trainer=None)  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("diffusion", ["off", "my_score:make"])
+def test_sliders_without_effect_are_disabled(
+    monkeypatch: pytest.MonkeyPatch, diffusion: str
+) -> None:
+    """A saved scene has none to act on; the viewer shows them before the priors are open."""
+    made = SimpleNamespace(make=lambda config, device: FakeScore())
+    monkeypatch.setitem(sys.modules, "my_score", made)
+    model = make(diffusion=diffusion)
+    sliders = (model.score_weight_slider, model.guidance_slider, model.threshold_slider)
+    assert all(slider.disabled for slider in sliders)
+    shown: Any = SimpleNamespace(value=7.5, disabled=True)
+    model.guidance_slider.gui_handle = shown
+    callbacks_of(model)
+    without_prior = diffusion == "off"
+    assert [slider.disabled for slider in sliders] == [without_prior, without_prior, False]
+    assert shown.disabled == without_prior
 
 
 def test_a_prior_too_large_for_the_gpu_says_what_is_smaller() -> None:
@@ -272,7 +311,7 @@ def test_a_prior_too_large_for_the_gpu_says_what_is_smaller() -> None:
 def test_nerfstudio_finds_the_sliders() -> None:
     model = make()
     found = {element.name for _, element in parse_object(model, ViewerElement, "model")}
-    assert {"λ IPSM", "CFG", "mask threshold"} <= found
+    assert {"× L_IPSM", "CFG", "mask threshold τ_strict"} <= found
 
 
 def test_a_depth_network_takes_the_place_of_points() -> None:
@@ -391,9 +430,30 @@ def test_more_photographs_need_less_dropout(num_photographs: int, rate: float) -
     assert float(left_out.float().mean()) == pytest.approx(rate, abs=0.03)
 
 
+WEIGHTS = (
+    "seen_depth_weight",
+    "triangulated_depth_weight",
+    "unseen_depth_weight",
+    "geo_weight",
+    "score_weight",
+)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"num_downscales": 1}, {"output_depth_during_training": False}, {"score_weight": -1.0}],
+    [
+        {"num_downscales": 1},
+        {"output_depth_during_training": False},
+        {"ssim_lambda": 1.1},
+        {"inverse_offset": -1.0},
+        {"reset_opacity": 0.0},
+        {"strict_threshold": 0.31},
+        {"strict_threshold": 0.0},
+        {"strict_threshold": math.nan},
+        {"soft_threshold": 0.09},
+        {"soft_threshold": math.inf},
+        *({name: value} for name in WEIGHTS for value in (-1.0, math.nan, math.inf)),
+    ],
 )
 def test_options_that_the_terms_cannot_have_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -437,6 +497,166 @@ def test_cloth_is_dark_with_fifty_dark_pixels_above_it_or_white() -> None:
     assert torch.nonzero(found[:, 1])[:, 0].tolist() == list(range(79, 100))
     assert torch.nonzero(found[:, 2])[:, 0].tolist() == list(range(100, 120))
     assert not bool(found[:, 3].any())
+
+
+def test_cloth_is_black_for_geometry_and_white_for_the_prior() -> None:
+    """A photograph of nothing but white cloth: L_geo = lambda mean |M x|, and the prior sees it."""
+    model = make(background_prior=True)
+    model._priors["score"] = prior = FakeScore()
+    losses = losses_of(model, image=torch.ones(HEIGHT, WIDTH, 3))
+    render, warped, soft, _ = prior.calls[0]
+    assert bool((warped[:, soft] == 1.0).all())
+    strict = model._unseen_pictures["unseen_mask"][..., 0] == 1.0
+    expected = model.config.geo_weight * torch.where(strict, render, 0.0).abs().mean()
+    assert float(expected) > 0.01
+    assert float(losses["geo_loss"].detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+# ---------------------------------------------------------------- how they are wired
+
+
+@dataclass
+class Seen:
+    """What the model asks the functions of `inverse_warp` for, and what they answer."""
+
+    warps: list[tuple[dict[str, Any], Warp]] = field(default_factory=list)
+    masks: list[tuple[float, str, Tensor]] = field(default_factory=list)
+
+    def mask_of(self, threshold: float) -> Tensor:
+        (found,) = (mask for used, _, mask in self.masks if used == threshold)
+        return found
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    found = Seen()
+
+    def warp(*args: Any, **options: Any) -> Warp:
+        bound = signature(inverse_warp).bind(*args, **options)
+        found.warps.append((bound.arguments, inverse_warp(*args, **options)))
+        return found.warps[-1][1]
+
+    def mask(warp: Warp, depth: Tensor, threshold: float, mode: Any) -> Tensor:
+        found.masks.append((threshold, mode, visible(warp, depth, threshold, mode)))
+        return found.masks[-1][2]
+
+    monkeypatch.setattr(ipsm, "inverse_warp", warp)
+    monkeypatch.setattr(ipsm, "visible", mask)
+    return found
+
+
+@pytest.mark.parametrize("mode", ["reproject", "minmax"])
+@pytest.mark.parametrize("norm", ["all", "mask"])
+def test_the_prior_gets_the_soft_mask_and_geometry_the_strict_one(
+    seen: Seen, mode: str, norm: Literal["all", "mask"]
+) -> None:
+    model = make(soft_threshold=0.25, strict_threshold=0.02, mask_mode=mode, geo_norm=norm)
+    model._priors["score"] = prior = FakeScore()
+    losses = losses_of(model)
+    used = sorted((threshold, mode) for threshold, mode, _ in seen.masks)
+    assert used == [(0.02, mode), (0.25, mode)]
+    soft, strict = seen.mask_of(0.25), seen.mask_of(0.02)
+    assert bool((soft & ~strict).any())
+    assert not bool((strict & ~soft).any())
+    render, warped, given, _ = prior.calls[0]
+    assert torch.equal(given, soft)
+    assert torch.equal(warped, seen.warps[0][1].colors)
+    expected = geometry_consistency_loss(render, warped, strict, norm)
+    assert expected is not None
+    assert float(losses["geo_loss"].detach()) == pytest.approx(2.0 * float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("kind", ["normalised", "blended"])
+def test_the_photograph_is_warped_through_both_depths(
+    seen: Seen, kind: str, interpolation: str
+) -> None:
+    model = make(warp_depth=kind, warp_interp=interpolation)
+    losses_of(model)
+
+    def depth_of(depth: Tensor, accumulation: Tensor) -> Tensor:
+        if kind == "blended":
+            return depth * accumulation
+        return torch.where(accumulation > 0.5, depth, 0.0)
+
+    outputs = model.get_outputs(camera(cam_idx=0))
+    _, depth, accumulation = model.render_unseen(camera(0.1))
+    ((arguments, _),) = seen.warps
+    expected = {
+        "image_i": PHOTO.permute(2, 0, 1),
+        "depth_i": depth_of(outputs["depth"][..., 0], outputs["accumulation"][..., 0]),
+        "depth_j": depth_of(depth, accumulation),
+        "world_to_camera_i": world_to_camera(camera().camera_to_worlds)[0],
+        "world_to_camera_j": world_to_camera(camera(0.1).camera_to_worlds)[0],
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(arguments[name], value.detach(), rtol=0, atol=0, msg=name)
+    assert arguments["interpolation"] == interpolation
+    # The two kinds differ where something is half transparent.
+    assert bool(((accumulation > 0.5) & (accumulation < 0.99)).any())
+
+
+class Prescribed(FakeDepth):
+    """A depth network that gives one map whatever it is shown."""
+
+    def __init__(self, inverse: Tensor, inverse_offset: float | None = None) -> None:
+        self.inverse = inverse.detach()
+        self.inverse_offset = inverse_offset
+
+    def inverse_depth(self, image: Tensor) -> Tensor:
+        return self.inverse
+
+
+def seen_depth_loss(inverse: Tensor, prior_offset: float | None, **options: Any) -> float:
+    """L_d,seen without its weight."""
+    model = make(geo_weight=0.0, unseen_depth_weight=0.0, seen_depth_weight=1.0, **options)
+    model._priors["depth"] = Prescribed(inverse, prior_offset)
+    return float(losses_of(model)["seen_depth_loss"].detach())
+
+
+def blended_depth_of_the_seen_view() -> Tensor:
+    """D, which is zero where there is nothing."""
+    outputs = make().get_outputs(camera(cam_idx=0))
+    return (outputs["depth"] * outputs["accumulation"])[..., 0].detach()
+
+
+def test_the_inverse_depth_of_a_photograph_is_large_where_the_render_is_near() -> None:
+    """1 - rho of a map that is the rendered depth upside down is 0, and of one that is not more.
+
+    -D has the first branch at 0. 1 / (D + 1), the second, where its offset is that of the prior.
+    """
+    depth = blended_depth_of_the_seen_view()
+    assert seen_depth_loss(-depth, None) == pytest.approx(0.0, abs=1e-5)
+    assert seen_depth_loss(depth, None) > 1.2
+    assert seen_depth_loss(1.0 / (depth + 1.0), 0.0) == pytest.approx(0.0, abs=1e-5)
+    assert seen_depth_loss(-1.0 / (depth + 1.0), None) > 1.2
+
+
+@pytest.mark.parametrize(
+    ("option", "offset"), [("auto", 3.0), ("unit_free", None), (0.5, 0.5), (0.0, 0.0)]
+)
+def test_the_offset_is_that_of_the_prior_or_the_configured_one(
+    option: Any, offset: float | None
+) -> None:
+    depth = blended_depth_of_the_seen_view()
+    inverse = 1.0 / (depth + 1.0)
+    expected = inverse_depth_loss(inverse, depth, offset)
+    assert expected is not None
+    assert seen_depth_loss(inverse, 3.0, inverse_offset=option) == pytest.approx(
+        float(expected), abs=1e-6
+    )
+    others = [inverse_depth_loss(inverse, depth, other) for other in {None, 0.0, 0.5, 3.0}]
+    assert len({round(float(loss), 4) for loss in others if loss is not None}) == 4
+
+
+@pytest.mark.parametrize("sign, loss", [(-1.0, 0.0), (1.0, 2.0)])
+def test_the_inverse_depth_of_a_render_is_large_where_it_is_near(sign: float, loss: float) -> None:
+    """1 - rho(D, -m): 0 for m = -D and 2 for m = D, the blended depth of the unseen render."""
+    model = make(geo_weight=0.0, seen_depth_weight=0.0, unseen_depth_weight=1.0)
+    _, depth, accumulation = model.render_unseen(camera(0.1))
+    model._priors["depth"] = Prescribed(sign * depth * accumulation)
+    found = float(losses_of(model)["unseen_depth_loss"].detach())
+    assert found == pytest.approx(loss, abs=1e-5)
 
 
 # ---------------------------------------------------------------- what they leave alone (check 13)
@@ -504,30 +724,41 @@ def test_an_unseen_view_that_sees_nothing() -> None:
     assert prior.calls == []
 
 
-def test_unseen_views_that_go_on_seeing_nothing_are_said_once(warned: list[str]) -> None:
+@pytest.fixture
+def many_blind(monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many blind unseen views in a row are said; few, because each is rendered."""
+    monkeypatch.setattr(ipsm, "_MANY_BLIND", 5)
+    return 5
+
+
+def test_unseen_views_that_go_on_seeing_nothing_are_said_once(
+    warned: list[str], many_blind: int
+) -> None:
     model = make()
     away = UnseenView(camera(0.0, -2.5), camera(), 0.02)
     away.camera.camera_to_worlds[:, :, [0, 2]] *= -1
-    for _ in range(49):
+    for _ in range(many_blind - 1):
         losses_of(model, unseen=away)
     losses_of(model)  # one that sees something
-    for _ in range(49):
+    for _ in range(many_blind - 1):
         losses_of(model, unseen=away)
     assert warned == []
-    for _ in range(60):
+    for _ in range(many_blind + 1):
         losses_of(model, unseen=away)
     losses_of(model)
-    for _ in range(60):
+    for _ in range(many_blind + 1):
         losses_of(model, unseen=away)
     (line,) = warned
-    assert "50 unseen views in a row" in line
+    assert "5 unseen views in a row" in line
     assert "--pipeline.datamanager.unseen.sigma-max" in line
 
 
-def test_an_empty_seen_view_is_not_the_fault_of_the_unseen_one(warned: list[str]) -> None:
+def test_an_empty_seen_view_is_not_the_fault_of_the_unseen_one(
+    warned: list[str], many_blind: int
+) -> None:
     model = make()
     model.gauss_params["opacities"].data[:] = -9.0
-    for _ in range(60):
+    for _ in range(many_blind + 1):
         losses_of(model)
     assert warned == []
 
@@ -610,9 +841,15 @@ def test_extent_is_that_of_the_cameras() -> None:
     assert capture_extent(whole) == pytest.approx(1.1)
 
 
-def test_defaults_are_those_of_the_paper_for_llff() -> None:
+def test_weights_and_schedule_of_the_terms_are_those_of_the_paper_for_llff() -> None:
     config = ipsm_gaussian.config.pipeline.model
     assert isinstance(config, IPSMModelConfig)
-    assert (config.geo_weight, config.soft_threshold, config.strict_threshold) == (2.0, 0.3, 0.1)
-    assert (config.score.w1, config.score.w2, config.score.guidance) == (0.2, 2.0, 7.5)
-    assert IPSMSchedule(config.schedule).ramp(2250) == 0.5
+    assert (config.seen_depth_weight, config.unseen_depth_weight) == (0.05, 0.5)
+    assert (config.ssim_lambda, config.geo_weight, config.score_weight) == (0.2, 2.0, 1.0)
+    assert (config.soft_threshold, config.strict_threshold) == (0.3, 0.1)
+    score = config.score
+    assert (score.w1, score.w2, score.guidance) == (0.2, 2.0, 7.5)
+    assert (score.t_min, score.t_max, score.size) == (0.25, 0.75, 512)
+    schedule = IPSMSchedule(config.schedule)
+    assert schedule.ramp(2250) == 0.5
+    assert [s for s in range(10_000) if schedule.has_unseen_view(s)] == list(range(2001, 9500))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from ps4pro_nerfstudio.models.ipsm_schedule import IPSMSchedule, IPSMScheduleConfig
@@ -76,5 +78,12 @@ def test_gaussians_are_left_out_more_and_more_and_not_at_all_in_the_end() -> Non
 def test_impossible_schedules() -> None:
     with pytest.raises(ValueError, match="unseen_from"):
         IPSMScheduleConfig(unseen_from=9500)
+    with pytest.raises(ValueError, match="run of 10,000"):
+        IPSMScheduleConfig(unseen_until=20_000)
     with pytest.raises(ValueError, match="every_k"):
         IPSMScheduleConfig(every_k=0)
+    with pytest.raises(ValueError, match="ramp"):
+        IPSMScheduleConfig(ramp=-5)
+    for weight in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="late_depth_weight"):
+            IPSMScheduleConfig(late_depth_weight=weight)

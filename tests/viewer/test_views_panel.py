@@ -15,7 +15,13 @@ import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras
 
-from ps4pro_nerfstudio.methods import ps4pro_nerfacto_small
+from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
+from ps4pro_nerfstudio.methods import ipsm_gaussian, ps4pro_nerfacto_small
+from ps4pro_nerfstudio.pseudo_views.perturbed import (
+    PerturbedCameras,
+    PerturbedCamerasConfig,
+    perturbed_cameras,
+)
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule, PseudoViewScheduleConfig
 from ps4pro_nerfstudio.viewer import views_panel
@@ -169,6 +175,58 @@ def test_the_unseen_camera_stands_where_the_latest_one_is(panel, server, manager
     server.elements["Pseudo cameras"].act(False)
     panel.refresh(3)
     assert not server.nodes["/unseen_camera"].visible
+
+
+def perturbed(num_cameras: int) -> PerturbedCameras:
+    poses = np.stack([_pose(x) for x in (0.0, 1.0)])
+    config = PerturbedCamerasConfig(n=num_cameras, order="shuffled")
+    return perturbed_cameras(poses, (1.0, 2.0), config)
+
+
+@pytest.mark.parametrize("num_cameras", [5, 10_000])
+def test_some_unseen_cameras_to_come_stand_there_from_the_first_to_the_last(
+    viewer, server, manager, num_cameras
+):
+    """Under the check box of pseudo cameras, also where there are no pseudo views."""
+    manager._unseen = unseen = perturbed(num_cameras)
+    manager.pseudo_views, manager.schedule = [], None
+    manager.train_dataset.cameras = Cameras(
+        manager.train_dataset.cameras.camera_to_worlds,
+        fx=4.0, fy=4.0, cx=4.0, cy=2.0, width=8, height=torch.tensor([[4], [2]]),
+    )  # fmt: skip
+    ViewsPanel(viewer, manager)
+    names = sorted(name for name in server.nodes if name.startswith("/unseen_cameras/"))
+    assert len(names) == min(num_cameras, 24)
+    for name, index in ((names[0], unseen.order[0]), (names[-1], unseen.order[-1])):
+        node = server.nodes[name]
+        assert node.color == UNSEEN_COLOUR
+        np.testing.assert_allclose(node.position, 10 * unseen.camera_to_worlds[index, :, 3])
+        assert node.aspect == (2.0, 4.0)[unseen.source[index]]
+        assert node.scale < server.nodes[REAL[0]].scale
+    server.elements["Pseudo cameras"].act(False)
+    assert not any(server.nodes[name].visible for name in names)
+    server.elements["Pseudo cameras"].act(True)
+    assert all(server.nodes[name].visible for name in names)
+
+
+def test_the_check_box_hides_the_latest_unseen_camera_at_once(panel, server, manager):
+    manager.latest_unseen = manager.train_dataset.cameras[:1]
+    panel.refresh(1)
+    server.elements["Pseudo cameras"].act(False)
+    assert not server.nodes["/unseen_camera"].visible
+
+
+def test_unseen_cameras_of_a_training_are_found(server, viewer, capture):
+    """The panel knows by its name what the datamanager keeps for itself."""
+    config: Any = copy.deepcopy(ipsm_gaussian.config.pipeline.datamanager)
+    config.data = capture()
+    config.dataparser = SparseViewsDataParserConfig(views=3)
+    config.pseudo_views.interpolator = "optical-flow"
+    config.pseudo_views.source.min_mean_confidence = 0.0
+    manager = config.setup(device="cpu", test_mode="val")
+    viewer.camera_handles = {}
+    ViewsPanel(viewer, manager)
+    assert sum(name.startswith("/unseen_cameras/") for name in server.nodes) == 24
 
 
 def test_check_boxes_hide_one_kind(panel, server):
