@@ -29,14 +29,38 @@ _UNBOUNDED = (
     "background",
 )
 _AS_SPLATFACTO = (*_NO_FADING, *_UNBOUNDED)
+_NO_FREE_SPACE = (
+    "--pipeline.datamanager.free-space.share",
+    "0",
+    "--pipeline.datamanager.free-space.before-surfaces",
+    "0",
+)
+# What the released code of IPSM does, as far as options of the suite say it. Dense points stay:
+# they stand in the place of its MVS cloud.
 _PUBLISHED = (
     *_NO_PSEUDO_VIEWS,
     *_AS_SPLATFACTO,
     "--pipeline.model.drop-rate",
     "0",
+    "--pipeline.model.densification",
+    "released",
+    "--pipeline.model.background-color",
+    "black",
+    "--pipeline.model.sh-degree-interval",
+    "500",
+    "--pipeline.model.mask-mode",
+    "minmax",
+    "--pipeline.model.warp-depth",
+    "blended",
+    "--pipeline.datamanager.filled-points.enabled",
+    "False",
+    *_NO_FREE_SPACE,
     "--pipeline.datamanager.unseen.gap-share",
     "0",
+    "--pipeline.datamanager.unseen.order",
+    "shuffled",
 )
+_PUBLISHED_DEPTH = ("--pipeline.model.depth-form", "pearson", _SEEN_DEPTH, "0.05")
 
 
 @dataclass(frozen=True)
@@ -83,6 +107,11 @@ ARMS: dict[str, Arm] = {
         ("--pipeline.datamanager.dense-points.as-many-as-sparse", "True"),
         "as shipped, but with no more initial points than plain has",
     ),
+    "same-points": Arm(
+        "ps4pro-splatfacto",
+        (*_NO_PSEUDO_VIEWS, *_AS_SPLATFACTO, *_NO_FREE_SPACE),
+        "plain, but from the initial points of ps4pro and ipsm-gaussian",
+    ),
     "points": Arm("ps4pro-splatfacto", (*_NO_PSEUDO_VIEWS, *_AS_SPLATFACTO), "dense points only"),
     "views": Arm("ps4pro-splatfacto", (*_NO_DENSE_POINTS, *_AS_SPLATFACTO), "pseudo views only"),
     "linear-blend": _control(
@@ -116,12 +145,12 @@ ARMS |= {
     "ipsm-published-base": Arm(
         "ipsm-gaussian",
         (*_OFFLINE, *_NO_DEPTH, *_NO_GEOMETRY, *_PUBLISHED),
-        "ipsm-base without what it has beyond the paper: pseudo views, fading, dropout and so on",
+        "IPSM's base with the released densification, black background and schedule, no additions",
     ),
     "ipsm-published-depth": Arm(
         "ipsm-gaussian",
-        (*_OFFLINE, *_NO_GEOMETRY, *_PUBLISHED),
-        "the same and depth terms",
+        (*_OFFLINE, *_NO_GEOMETRY, *_PUBLISHED, *_PUBLISHED_DEPTH),
+        "the same and the depth terms as the paper weighs them, of triangulated depth",
     ),
     "ipsm-score": Arm(
         "ipsm-gaussian",
