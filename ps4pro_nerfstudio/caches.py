@@ -56,7 +56,14 @@ def borrow(kept: Path, into: Path) -> None:
         link = into / entry.relative_to(kept)
         with contextlib.suppress(OSError):  # It is there, or is made anew.
             link.parent.mkdir(parents=True, exist_ok=True)
+            unlink_dangling(link)
             link.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
+
+
+def unlink_dangling(link: Path) -> None:
+    """Remove a link that leads nowhere: what it was borrowed from is gone, and it is in the way."""
+    if link.is_symlink() and not os.path.exists(link):
+        link.unlink(missing_ok=True)
 
 
 def _user_cache() -> Path:

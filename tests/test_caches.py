@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ps4pro_nerfstudio import caches
-from ps4pro_nerfstudio.caches import CAPTURE_CACHE, can_write
+from ps4pro_nerfstudio.caches import CAPTURE_CACHE, borrow, can_write
 from ps4pro_nerfstudio.datamanagers import augmentation
 from ps4pro_nerfstudio.datamanagers.augmentation import AugmentationConfig
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
@@ -69,6 +69,25 @@ def test_what_a_read_only_capture_has_finished_is_used(
     PseudoViewStore(home / "pseudo_views", StoreConfig())._remove(home / "pseudo_views/key")
     assert not (home / "pseudo_views/key").is_symlink()
     assert (kept / "pseudo_views/key/manifest.json").read_text() == "the capture's"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_borrowed_and_is_gone_is_in_nobodys_way(tmp_path: Path, kind: str) -> None:
+    """A link to nowhere: the next capture that has the entry lends it instead."""
+    gone, there, home = tmp_path / "gone", tmp_path / "there", tmp_path / "home"
+    link = home / "stereo/entry"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(gone / "stereo/entry", target_is_directory=kind == "folder")
+    (there / "stereo").mkdir(parents=True)
+    if kind == "folder":
+        (there / "stereo/entry").mkdir()
+        (there / "stereo/entry/name").write_text("lent")
+    else:
+        (there / "stereo/entry").write_text("lent")
+    borrow(there, home)
+    assert (link / "name" if kind == "folder" else link).read_text() == "lent"
+    borrow(gone, home)  # What still leads somewhere stays.
+    assert link.resolve() == (there / "stereo/entry").resolve()
 
 
 def test_a_read_only_disk_cannot_be_written(

@@ -21,13 +21,16 @@ from rich.progress import Progress
 from ps4pro_nerfstudio.caches import borrow, cache_folder, can_write, capture_cache
 from ps4pro_nerfstudio.initialization.dense_points import (
     DensePointsConfig,
+    FusedPoints,
     PointCloud,
     PointObservations,
-    fuse,
+    load_or_fuse,
+    read_points,
     shuffled,
 )
 from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig, filled_points
 from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig, free_radii
+from ps4pro_nerfstudio.initialization.kept import keep, kept_file, load_kept
 from ps4pro_nerfstudio.initialization.seed_points import (
     SeedPoints,
     SeedPointsConfig,
@@ -37,7 +40,7 @@ from ps4pro_nerfstudio.initialization.stereo import StereoConfig, StereoDepth, s
 from ps4pro_nerfstudio.initialization.views import TrainViews
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
-from ps4pro_nerfstudio.messages import InputError, say
+from ps4pro_nerfstudio.messages import InputError, named, say, warn
 from ps4pro_nerfstudio.pseudo_views.consistency import scene_points
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 from ps4pro_nerfstudio.pseudo_views.repeated import repeat_photographs
@@ -48,6 +51,9 @@ from ps4pro_nerfstudio.pseudo_views.sources import (
     SourceViews,
 )
 from ps4pro_nerfstudio.pseudo_views.store import StoreConfig, load_or_make
+
+# Part of the name of what is kept: raise it when `filled_points` gives other points than before.
+_FILLED_POINTS_VERSION = 1
 
 Control = Literal["none", "linear-blend", "naive", "unweighted", "repeat-real", "oracle"]
 
@@ -71,7 +77,7 @@ class PseudoViewsConfig:
     schedule: PseudoViewScheduleConfig = field(default_factory=PseudoViewScheduleConfig)
     """When and how strongly they take part."""
     store: StoreConfig = field(default_factory=StoreConfig)
-    """How much of the disk they may take between runs."""
+    """How much of the disk pseudo views may take between runs."""
 
 
 @dataclass
@@ -126,6 +132,7 @@ def augment(
     between: SourceViews | None = None,
     want_frames: bool = False,
     inverse_depths: Callable[[], Sequence[NDArray] | None] | None = None,
+    want_depth: bool = False,
 ) -> Augmentation:
     """Make, or load, pseudo views and initial points of a capture; says in one line each what.
 
@@ -139,6 +146,7 @@ def augment(
         want_frames: make frames even where neither pseudo views nor dense points are wanted.
         inverse_depths: asked for a network's inverse depth [H, W] of each photograph when blank
             spots are filled; without it, or for None, their depth is interpolated.
+        want_depth: match the photographs with each other even where no dense points are wanted.
 
     Raises:
         InputError: a capture that cannot be used, see `initialization.seed_points`; the control
@@ -154,7 +162,7 @@ def augment(
     use_points = config.dense_points.enabled and pseudo.control == "none"
     use_points &= num_real <= config.dense_points.max_views
     if pseudo.enabled and not use_views:
-        say(f"no pseudo views: {num_real} training views are dense enough")
+        say(plan(config, num_real, num_real, num_steps=1).describe())
     if not (use_views or use_points or want_frames):
         return Augmentation([], points, num_sparse, tracks=tracks)
     # The depth of random points says nothing about the scene.
@@ -167,22 +175,26 @@ def augment(
     num_dense = 0
     free: NDArray | None = None
     stereo: list[StereoDepth | None] | None = None
-    if use_points:
+    pinholes: list[int] = []
+    if use_points or (want_depth and pseudo.control == "none"):
         # All that follows projects points into the photographs as a pinhole camera does.
-        can_project = views.is_pinhole is None or all(views.is_pinhole)
-        if can_project and config.stereo.enabled and num_real <= config.stereo.max_views:
-            stereo = _stereo(views, made, points, are_random, config, cache)
-        fused = _with_dense_points(made, points, are_random, config, stereo or [])
-        num_dense = 0 if fused is points else len(fused) - num_sparse
-        points = fused
-        is_known = can_project and num_sparse + num_dense > 0
+        pinholes = _pinholes(views)
+        if pinholes and config.stereo.enabled and num_real <= config.stereo.max_views:
+            stereo = _stereo(views, pinholes, made, points, are_random, config, cache)
+    if use_points:
+        fused = _with_dense_points(made, points, are_random, config, stereo or [], cache)
+        if fused is not None:
+            points, num_sparse, num_dense = fused.points, fused.num_sparse, fused.num_dense
+        is_known = len(pinholes) > 0 and num_sparse + num_dense > 0
         if is_known and not config.dense_points.as_many_as_sparse:
             known = points
             if num_real <= config.free_space.max_views and config.free_space.share > 0.0:
-                free = free_radii(_train_views(views), known.xyz, config.free_space)
+                free = np.zeros(num_real)
+                seen = _train_views(views, pinholes)
+                free[pinholes] = free_radii(seen, known.xyz, config.free_space)
             if num_real <= config.filled_points.max_views and config.filled_points.enabled:
                 network = None if inverse_depths is None else inverse_depths()
-                points = _with_filled_points(views, known, config, network)
+                points = _with_filled_points(views, pinholes, known, config, network, cache)
     views_to_train = made.views if use_views else []
     return Augmentation(
         views_to_train, points, num_sparse, num_dense, made.views, free, stereo, tracks
@@ -300,7 +312,9 @@ def _with_dense_points(
     are_random: bool,
     config: AugmentationConfig,
     stereo: Sequence[StereoDepth | None],
-) -> PointCloud:
+    cache: Path,
+) -> FusedPoints | None:
+    """Sparse points and those of the correspondences; None where these are too few."""
     observations = dense_observations(made.views)
     # Frames between neighbours are finer, and third views have checked their points.
     known = (
@@ -311,26 +325,44 @@ def _with_dense_points(
     observations += [depth.observations(known) for depth in stereo if depth is not None]
     count = sum(len(part.xyz) for part in observations)
     if count < config.seed_points.min_points:
-        return sparse
+        return None
     if are_random:
         sparse = PointCloud(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))
-    points = fuse(observations, sparse, config.dense_points)
+    fused = load_or_fuse(observations, sparse, config.dense_points, cache / "dense_points")
     say(
-        f"starting from {len(points):,} points: {len(sparse):,} sparse ones and "
-        f"{len(points) - len(sparse):,} from dense correspondences"
+        f"starting from {len(fused):,} points: {fused.num_sparse:,} sparse ones and "
+        f"{fused.num_dense:,} from dense correspondences"
     )
-    return points
+    return fused
+
+
+def _pinholes(views: SourceViews) -> list[int]:
+    """Photographs that are not known to be no pinhole ones; one line names the others."""
+    flags = views.is_pinhole or [True] * len(views.images)
+    others = [name for name, flag in zip(views.names, flags, strict=True) if not flag]
+    if others:
+        warn(
+            f"left out of depth, free space and coarse points: {named(others)}; no pinhole camera "
+            "took what they show (fisheye photographs are undistorted by their distortion "
+            "parameters, others not)"
+        )
+    return [index for index, flag in enumerate(flags) if flag]
 
 
 def _stereo(
     views: SourceViews,
+    indices: Sequence[int],
     made: PseudoViewSet,
     sparse: PointCloud,
     are_random: bool,
     config: AugmentationConfig,
     cache: Path,
 ) -> list[StereoDepth | None]:
-    """Depth of the photographs from each other, found from the points that are known already."""
+    """Depth of some photographs from each other, found from the points that are known already.
+
+    Returns:
+        One for each photograph, None for those that are not among `indices` too.
+    """
     known = [part.xyz for part in dense_observations(made.views)]
     if not are_random:
         known.append(sparse.xyz.astype(np.float64))
@@ -338,7 +370,7 @@ def _stereo(
     with Progress(transient=True, console=CONSOLE) as progress:
         task = progress.add_task("Matching photographs with each other", total=None)
         found = stereo_depths(
-            _train_views(views),
+            _train_views(views, indices),
             points,
             config.stereo,
             cache / "stereo",
@@ -346,26 +378,36 @@ def _stereo(
         )
     shares = [0.0 if depth is None else float((depth.depth > 0.0).mean()) for depth in found]
     say(f"photographs matched with each other: depth of {np.mean(shares):.0%} of their pixels")
-    return found
+    result: list[StereoDepth | None] = [None] * len(views.images)
+    for index, depth in zip(indices, found, strict=True):
+        result[index] = depth
+    return result
 
 
-def _train_views(views: SourceViews) -> TrainViews:
+def _train_views(views: SourceViews, indices: Sequence[int]) -> TrainViews:
+    """Those photographs that `indices` names."""
+    valid = views.valid or [None] * len(views.images)
     return TrainViews.checked(
-        views.images,
-        views.valid or [None] * len(views.images),
-        views.camera_to_worlds,
-        views.intrinsics,
-        views.names,
+        [views.images[index] for index in indices],
+        [valid[index] for index in indices],
+        np.asarray(views.camera_to_worlds)[indices],
+        np.asarray(views.intrinsics)[indices],
+        [views.names[index] for index in indices],
     )
 
 
 def _with_filled_points(
     views: SourceViews,
+    indices: Sequence[int],
     points: PointCloud,
     config: AugmentationConfig,
     inverse_depths: Sequence[NDArray] | None,
+    cache: Path,
 ) -> PointCloud:
-    filled = filled_points(_train_views(views), points, config.filled_points, inverse_depths)
+    if inverse_depths is not None:
+        inverse_depths = [inverse_depths[index] for index in indices]
+    seen = _train_views(views, indices)
+    filled = _filled_points(seen, points, config.filled_points, inverse_depths, cache)
     if len(filled) == 0:
         return points
     where = "on the planes or at the depth around them"
@@ -373,6 +415,33 @@ def _with_filled_points(
         where = "at the depth network's depth"
     say(f"{len(filled):,} coarse points more {where}, where correspondences gave none")
     return shuffled(points, filled, config.dense_points.seed)
+
+
+def _filled_points(
+    views: TrainViews,
+    known: PointCloud,
+    config: FilledPointsConfig,
+    inverse_depths: Sequence[NDArray] | None,
+    cache: Path,
+) -> PointCloud:
+    """What `filled_points` makes of the same arguments, from the cache where it is there."""
+    # Whether they are wanted does not change them.
+    decisive = replace(config, enabled=True, max_views=0)
+    file = kept_file(
+        cache / "filled_points",
+        "filled_points",
+        _FILLED_POINTS_VERSION,
+        decisive,
+        views,
+        known.xyz,
+        known.rgb,
+        *(inverse_depths or []),
+    )
+    filled = load_kept(file, "coarse points", read_points)
+    if filled is None:
+        filled = filled_points(views, known, config, inverse_depths)
+        keep(file, "coarse points", {"xyz": filled.xyz, "rgb": filled.rgb})
+    return filled
 
 
 def _cache(config: AugmentationConfig, data: Path | None) -> Path:

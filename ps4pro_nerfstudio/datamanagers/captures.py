@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datamanagers.full_images_datamanager import _undistort_image
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ps4pro_nerfstudio.datamanagers.augmentation import to_uint8_photo
 from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.dataparsers.nerfstudio_dataparser import CheckedNerfstudio
+from ps4pro_nerfstudio.dataparsers.places import stand_at_one_place
 from ps4pro_nerfstudio.messages import InputError, counted, named, warn
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 
@@ -55,6 +57,12 @@ def reading_capture(data: Path | None, dataparser: DataParserConfig) -> Iterator
         yield
     except InputError:
         raise
+    except ZeroDivisionError as error:
+        # nerfstudio's parsers divide by the largest coordinate of a centred camera alone.
+        raise InputError(
+            f"the capture {data or dataparser.data} cannot be read: all its cameras stand at the "
+            "same place; there is no depth to find"
+        ) from error
     except _CAPTURE_ERRORS as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"the capture {data or dataparser.data} cannot be read: {what}") from error
@@ -64,9 +72,9 @@ def check_captures(train: PhotoDataset, evaluation: PhotoDataset) -> None:
     """Check what can be checked without decoding images.
 
     Raises:
-        InputError: fewer than two training views, no evaluation view, a missing or unreadable
-            file, an image or mask whose size is not its camera's, a mask of several channels, a
-            pose that is not finite.
+        InputError: fewer than two training views, or all from one place, no evaluation view, a
+            missing or unreadable file, an image or mask whose size is not its camera's, a mask of
+            several channels, a pose that is not finite.
     """
     train_on_all = (
         "`nerfstudio-data --eval-mode all` to train on all (the metrics then say nothing about new "
@@ -96,6 +104,21 @@ def check_captures(train: PhotoDataset, evaluation: PhotoDataset) -> None:
                 _check_image("image", path, size)
                 if masks is not None:
                     _check_image("mask", masks[index], size)
+    if stand_at_one_place(_centres_as_given(train._dataparser_outputs)):
+        raise InputError(
+            "all training photographs were taken from the same place; there is no depth to find. "
+            "Let others train"
+        )
+
+
+def _centres_as_given(outputs: DataparserOutputs) -> NDArray[np.float64]:
+    """Camera centres [N, 3] before a parser turned, centred and scaled them.
+
+    Scaled, cameras that differ by rounding errors alone look like any others.
+    """
+    centres = outputs.cameras.camera_to_worlds[:, :3, 3].numpy().astype(np.float64)
+    transform = outputs.dataparser_transform.numpy().astype(np.float64)
+    return (centres / outputs.dataparser_scale - transform[:3, 3]) @ transform[:3, :3]
 
 
 def content_mask(camera: Cameras) -> np.ndarray | None:
@@ -150,7 +173,37 @@ def undistorted_photographs(dataset: PhotoDataset) -> tuple[list[dict[str, Any]]
             cameras.width[index], cameras.height[index] = image.shape[1], image.shape[0]
             mask_content(data, content_mask(camera))
         photographs.append(data)
+    mark_pinholes(cameras, dataset.cameras)
     return photographs, cameras
+
+
+def mark_pinholes(cameras: Cameras, as_taken: Cameras) -> bool:
+    """Call those of N cameras pinholes whose fisheye photographs were undistorted.
+
+    nerfstudio's undistortion makes pinhole pictures of them and changes the intrinsics, but leaves
+    the type of the camera and its distortion. Fisheye cameras whose parameters are all zero have
+    not been undistorted and stay what they are.
+
+    Args:
+        cameras: those of the undistorted photographs; changed in place.
+        as_taken: those of the photographs as they were taken.
+
+    Returns:
+        Whether there was any.
+    """
+    parameters = as_taken.distortion_params
+    if parameters is None or cameras.distortion_params is None:
+        return False
+    undistorted = (parameters != 0).any(dim=-1, keepdim=True)
+    undistorted &= as_taken.camera_type == CameraType.FISHEYE.value
+    if not bool(undistorted.any()):
+        return False
+    # New tensors: a value that all cameras share lies in one place of the memory.
+    cameras.camera_type = torch.where(
+        undistorted, CameraType.PERSPECTIVE.value, cameras.camera_type
+    )
+    cameras.distortion_params = torch.where(undistorted, 0.0, cameras.distortion_params)
+    return True
 
 
 def mask_content(data: dict[str, Any], content: np.ndarray | None) -> None:
@@ -168,7 +221,7 @@ def source_views(
 
     Args:
         photographs: `image` [H, W, 3 or 4], uint8 or float, and perhaps `mask` [H, W, 1] of each.
-        cameras: their cameras.
+        cameras: their cameras, with times where the scene moves.
         files: their files, in the same order.
 
     Raises:
@@ -191,6 +244,7 @@ def source_views(
         camera_to_worlds=cameras.camera_to_worlds.cpu().numpy().astype(np.float64),
         intrinsics=cameras.get_intrinsics_matrices().cpu().numpy().astype(np.float64),
         names=names,
+        times=None if cameras.times is None else cameras.times.flatten().tolist(),
         is_pinhole=[kind == CameraType.PERSPECTIVE.value for kind in types],
     )
 

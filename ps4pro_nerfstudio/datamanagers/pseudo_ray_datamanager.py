@@ -7,13 +7,16 @@ asked for fewer; with pseudo views disabled each batch is nerfstudio's, bit by b
 their distortion, which rays follow exactly; undistorted copies serve the interpolation and are then
 dropped.
 
+Among the pseudo rays are some of photographs, through pixels whose depth is known because the
+photographs were matched with each other: their colours are as taken, and where they end is known.
+
 A batch with pseudo rays has them last and says of each ray: `is_pseudo` [R] and `confidence` [R] in
 (0, 1], 1 for real rays; `distance` [R] from the camera to where the ray is known to end, in units
 of the poses, 0 where it is not known; `pseudo_weight` is lambda. The ray's camera index, and that
-in `indices`, is the number of real views plus that of the pseudo view; `PseudoSources`, in the
-metadata of `train_dataset`, tells the model which photographs that view lies between. Real views
-keep their indices, and pseudo views enter no dataset: whatever counts, draws, evaluates or exports
-views sees real ones only.
+in `indices`, is the number of real views plus that of the pseudo view, or that of the photograph;
+`PseudoSources`, in the metadata of `train_dataset`, tells the model which photographs a pseudo view
+lies between. Real views keep their indices, and pseudo views enter no dataset: whatever counts,
+draws, evaluates or exports views sees real ones only.
 """
 
 from __future__ import annotations
@@ -51,13 +54,14 @@ from ps4pro_nerfstudio.datamanagers.captures import (
     undistorted_photographs,
 )
 from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
+from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes
 from ps4pro_nerfstudio.initialization.dense_points import DensePointsConfig
 from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig
 from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig
-from ps4pro_nerfstudio.initialization.stereo import StereoConfig
+from ps4pro_nerfstudio.initialization.stereo import StereoDepth
 from ps4pro_nerfstudio.messages import InputError, say
 from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY, find_sources
-from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
+from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule
 
 
@@ -78,10 +82,6 @@ class PseudoRayDatamanagerConfig(AugmentationConfig, VanillaDataManagerConfig):
         default_factory=lambda: FreeSpaceConfig(share=0.0)
     )
     """Nor this: it is about Gaussians."""
-    stereo: Annotated[StereoConfig, tyro.conf.Suppress] = field(
-        default_factory=lambda: StereoConfig(enabled=False)
-    )
-    """Nor this: what comes of it are points."""
 
 
 class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
@@ -103,6 +103,8 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
         with reading_capture(config.data, config.dataparser):
             super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self.pseudo_views: list[PseudoView] = []
+        # By their index among the real views; drawn from like pseudo views.
+        self.known_photographs: dict[int, PseudoView] = {}
         self._pixels: PseudoPixels | None = None
         self._schedule: PseudoViewSchedule | None = None
         if test_mode == "val" and config.pseudo_views.enabled:
@@ -138,10 +140,18 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
                 "naive, unweighted and repeat-real"
             )
         points = sparse_points(self.train_dataparser_outputs.metadata)
-        made = augment(views, points, self.config, self.device, self.config.data)
+        made = augment(views, points, self.config, self.device, self.config.data, want_depth=True)
         self.pseudo_views = made.pseudo_views
-        pixels = PseudoPixels(self.pseudo_views, self.device)
-        if len(pixels) > 0:
+        num_pseudo = len(self.pseudo_views)
+        known = known_photographs(made.stereo or [], views.names, views.times)
+        self.known_photographs = known
+        pixels = PseudoPixels(
+            [*self.pseudo_views, *known.values()],
+            self.device,
+            [*range(num_real, num_real + num_pseudo), *known],
+        )
+        # Where no frame could be made there is no plan for its rays either.
+        if num_pseudo > 0 and len(pixels) > 0:
             self._pixels = pixels
             sources = find_sources(self.pseudo_views, views.names)
             self.train_dataset.metadata[METADATA_KEY] = sources
@@ -160,7 +170,8 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
             num_rays = self.get_train_rays_per_batch()
             say(
                 f"{self._schedule.describe()}; that share is one of rays: "
-                f"{num_pseudo_rays(num_rays, self._schedule.share)} of {num_rays} in each batch"
+                f"{num_pseudo_rays(num_rays, self._schedule.share)} of {num_rays} in each batch, "
+                f"{self._pixels.known_share:.0%} of them with a known end"
             )
         return super().get_training_callbacks(training_callback_attributes)
 
@@ -200,10 +211,10 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
         generator = np.random.default_rng((schedule.config.seed, step))
         sample = self._pixels.sample(num_pseudo, generator)
         rays = self._pixels.rays(sample)
-        rays.camera_indices = sample.indices[:, :1].to(self.device) + len(self.train_dataset)
+        rays.camera_indices = sample.views[:, None].to(self.device)
         along_ray = rays.metadata["directions_norm"][:, 0]
         return join_rays(real_rays, rays), {
-            **join_batches(batch, sample, len(self.train_dataset)),
+            **join_batches(batch, sample),
             "distance": torch.cat(
                 [along_ray.new_zeros(len(real_rays)), sample.depth.to(along_ray) * along_ray]
             ),
@@ -218,10 +229,12 @@ def num_pseudo_rays(num_rays: int, share: float) -> int:
 
 @dataclass(frozen=True)
 class PixelSample:
-    """Some pixels of pseudo views."""
+    """Some pixels of pseudo views and of photographs whose depth is known."""
 
     indices: Tensor
-    """[R, 3] pseudo view, row and column."""
+    """[R, 3] place of the view among those that were drawn from, row and column."""
+    views: Tensor
+    """[R] index of the view, as batches have it: real ones first, then pseudo ones."""
     rgb: Tensor
     """[R, 3] in [0, 1]."""
     confidence: Tensor
@@ -234,11 +247,17 @@ class PseudoPixels:
     """The pixels of pseudo views that are trusted at all, and their rays.
 
     Args:
-        views: P pseudo views; those without an image contribute nothing.
+        views: P views; those without an image contribute nothing.
         device: where rays are made. Pixels stay on the CPU, as nerfstudio's photographs do.
+        view_indices: index of each view in batches; None: its place.
     """
 
-    def __init__(self, views: Sequence[PseudoView], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        views: Sequence[PseudoView],
+        device: torch.device | str = "cpu",
+        view_indices: Sequence[int] | None = None,
+    ) -> None:
         flat, rgb, confidence, depth = [], [], [], []
         for view in views:
             trusted = np.flatnonzero(view.confidence) if view.image is not None else np.arange(0)
@@ -249,6 +268,7 @@ class PseudoPixels:
             if view.image is not None:
                 rgb.append(view.image.reshape(-1, 3)[trusted])
         self._ends = np.cumsum([len(part) for part in flat])
+        self._views = np.array(range(len(views)) if view_indices is None else view_indices)
         self._widths = np.array([view.width for view in views])
         self._flat = np.concatenate([*flat, np.zeros(0, np.int32)])
         self._rgb = np.concatenate([*rgb, np.zeros((0, 3), np.uint8)])
@@ -259,6 +279,11 @@ class PseudoPixels:
     def __len__(self) -> int:
         return len(self._flat)
 
+    @property
+    def known_share(self) -> float:
+        """Share of the pixels whose depth is known."""
+        return float((self._depth > 0.0).mean()) if len(self) else 0.0
+
     def sample(self, num_rays: int, generator: np.random.Generator) -> PixelSample:
         """Draw pixels, each of all views with the same probability."""
         chosen = generator.integers(len(self), size=num_rays)
@@ -266,13 +291,14 @@ class PseudoPixels:
         row, column = np.divmod(self._flat[chosen], self._widths[view])
         return PixelSample(
             indices=torch.from_numpy(np.stack([view, row, column], axis=1).astype(np.int64)),
+            views=torch.from_numpy(self._views[view].astype(np.int64)),
             rgb=torch.from_numpy(self._rgb[chosen]).float() / 255.0,
             confidence=torch.from_numpy(self._confidence[chosen]).float() / 255.0,
             depth=torch.from_numpy(self._depth[chosen]),
         )
 
     def rays(self, sample: PixelSample) -> RayBundle:
-        """Rays through the centres of pixels; `camera_indices` [R, 1] count pseudo views."""
+        """Rays through the centres of pixels; `camera_indices` [R, 1] are places of views."""
         assert self._cameras is not None
         indices = sample.indices.to(self._cameras.device)
         return self._cameras.generate_rays(
@@ -298,6 +324,46 @@ def _cameras(views: Sequence[PseudoView]) -> Cameras:
     )
 
 
+def known_photographs(
+    depths: Sequence[StereoDepth | None],
+    names: Sequence[str],
+    times: Sequence[float] | None = None,
+) -> dict[int, PseudoView]:
+    """Photographs with the pixels whose depth is known, by their index among N photographs.
+
+    Args:
+        depths: N depths; None where there is none.
+        names: N names.
+        times: N times of a moving scene.
+    """
+    return {
+        index: _known_pixels(depth, names[index], None if times is None else times[index])
+        for index, depth in enumerate(depths)
+        if depth is not None
+    }
+
+
+def _known_pixels(depth: StereoDepth, name: str, time: float | None) -> PseudoView:
+    """One photograph, trusted where its depth is known: there its colours are as taken."""
+    height, width = depth.depth.shape
+    is_known = depth.depth > 0.0
+    share = float(is_known.mean())
+    return PseudoView(
+        camera_to_world=flip_camera_axes(depth.camera_to_world)[:3].astype(np.float32),
+        fx=float(depth.intrinsics[0, 0]),
+        fy=float(depth.intrinsics[1, 1]),
+        cx=float(depth.intrinsics[0, 2]),
+        cy=float(depth.intrinsics[1, 2]),
+        width=width,
+        height=height,
+        time=time,
+        image=depth.image,
+        confidence=np.where(is_known, np.uint8(255), np.uint8(0)),
+        provenance=Provenance((name,), 0.0, "as taken", "matches", 0.0, "none", share, share),
+        depth=depth.depth,
+    )
+
+
 def join_rays(real: RayBundle, pseudo: RayBundle) -> RayBundle:
     """Rays [R] and [Q] as one bundle [R + Q]; what only one of them has is left out."""
 
@@ -313,7 +379,7 @@ def join_rays(real: RayBundle, pseudo: RayBundle) -> RayBundle:
     )
 
 
-def join_batches(real: dict[str, Any], sample: PixelSample, num_real_views: int) -> dict[str, Any]:
+def join_batches(real: dict[str, Any], sample: PixelSample) -> dict[str, Any]:
     """Upstream's pixel batch [R] and pixels of pseudo views [Q] as one batch [R + Q].
 
     Per-ray values that pseudo views do not have, such as depth, are left out.
@@ -323,7 +389,7 @@ def join_batches(real: dict[str, Any], sample: PixelSample, num_real_views: int)
     rgb = sample.rgb.to(real["image"])
     if real["image"].shape[-1] == 4:  # photographs with transparency; a pseudo view is opaque
         rgb = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=-1)
-    indices = sample.indices + torch.tensor([num_real_views, 0, 0])
+    indices = torch.cat([sample.views[:, None], sample.indices[:, 1:]], dim=1)
     confidence = torch.cat([torch.ones(num_real), sample.confidence])
     batch = {
         "image": torch.cat([real["image"], rgb]),

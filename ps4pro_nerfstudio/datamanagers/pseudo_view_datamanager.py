@@ -40,6 +40,7 @@ from ps4pro_nerfstudio.datamanagers.augmentation import (
 from ps4pro_nerfstudio.datamanagers.captures import (
     check_captures,
     content_mask,
+    mark_pinholes,
     mask_content,
     reading_capture,
     source_views,
@@ -126,6 +127,9 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
         images = super()._load_images(split, cache_images_device)
         for index, data in enumerate(images):
             mask_content(data, content_mask(as_taken[index].reshape(())))
+        if mark_pinholes(dataset.cameras, as_taken) and split == "train":
+            # Upstream's copy on the device was made before.
+            self.train_cameras = self.train_dataset.cameras.to(self.device)
         return images
 
     def _augment(self) -> None:

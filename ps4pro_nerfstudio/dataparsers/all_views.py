@@ -31,6 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ps4pro_nerfstudio.dataparsers.nerfstudio_dataparser import CheckedNerfstudio
+from ps4pro_nerfstudio.dataparsers.places import check_places
 from ps4pro_nerfstudio.dataparsers.split_file import relative_name
 from ps4pro_nerfstudio.dataparsers.view_selection import OwnSplit, find_name, natural_key
 from ps4pro_nerfstudio.messages import InputError, say
@@ -202,6 +203,7 @@ class AllColmapViews(ColmapDataParser):
     def _get_all_images_and_cameras(self, recon_dir: Path) -> dict[str, Any]:
         out = super()._get_all_images_and_cameras(recon_dir)
         self.image_ids = [frame["colmap_im_id"] for frame in out["frames"]]
+        check_places([frame["transform_matrix"][:3, 3] for frame in out["frames"]], recon_dir)
         return out
 
     def _get_image_indices(self, image_filenames: list[Path], split: str) -> np.ndarray:
@@ -252,7 +254,8 @@ def read_colmap(config: ColmapDataParserConfig) -> Capture:
     """All views of a COLMAP model; `train_list.txt`, `test_list.txt` beside it: its own split.
 
     Raises:
-        InputError: no model, no images in it, or a model that cannot be read.
+        InputError: no model, no images in it, a model that cannot be read, or whose cameras do not
+            move.
     """
     folder = config.data / config.colmap_path
     if not any((folder / f"cameras.{kind}").is_file() for kind in ("bin", "txt")):
@@ -307,7 +310,8 @@ def read_blender(config: BlenderDataParserConfig) -> Capture:
     """Training and test views of a synthetic scene of NeRF; they are its own split.
 
     Raises:
-        InputError: one of the two json files is missing or lists no images.
+        InputError: one of the two json files is missing or lists no images, or the cameras do not
+            move.
     """
     for split in ("train", "test"):
         file = config.data / f"transforms_{split}.json"
@@ -317,5 +321,6 @@ def read_blender(config: BlenderDataParserConfig) -> Capture:
             raise InputError(f'{file} lists no images (its "frames" are empty)')
     parser = Blender(config)
     train, test = (parser.get_dataparser_outputs(split) for split in ("train", "test"))
+    check_places(train.cameras.camera_to_worlds[:, :3, 3], config.data / "transforms_train.json")
     own = (train.image_filenames, test.image_filenames)
     return in_file_order(join([train, test]), config.data, own=own)

@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ps4pro_nerfstudio.caches import cache_folder, can_write, capture_cache
+from ps4pro_nerfstudio.dataparsers.places import check_places
 from ps4pro_nerfstudio.dataparsers.split_file import relative_name
 from ps4pro_nerfstudio.dataparsers.view_selection import natural_key
 from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes
@@ -186,7 +187,8 @@ def read_scan(data: Path, masks: Path = Path("mask")) -> Scan:
 
     Raises:
         InputError: missing files, fewer than 49 photographs, another number of cameras than of
-            photographs, a mask that is missing, cameras that do not fit the photographs.
+            photographs, a mask that is missing, cameras that do not fit the photographs or do not
+            move.
     """
     images = _list_images(data / "image")
     if len(images) < NUM_VIEWS:
@@ -260,7 +262,9 @@ def _read_cameras(
     except Exception as error:  # numpy, zipfile and zlib each raise their own
         raise InputError(f"{file} cannot be read: {error}") from error
     cameras = [_decompose(matrix, f"{file}: world_mat_{v}") for v, matrix in enumerate(matrices)]
-    return np.stack([pose for pose, _ in cameras]), np.stack([matrix for _, matrix in cameras])
+    poses = np.stack([pose for pose, _ in cameras])
+    check_places(poses[:, :3, 3], file)
+    return poses, np.stack([matrix for _, matrix in cameras])
 
 
 def _decompose(

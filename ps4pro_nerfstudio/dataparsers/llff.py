@@ -21,6 +21,7 @@ from nerfstudio.data.scene_box import SceneBox
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from ps4pro_nerfstudio.dataparsers.places import check_places
 from ps4pro_nerfstudio.messages import InputError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
@@ -53,7 +54,8 @@ def read_llff(
         auto_scale_poses: scale the camera centres into +/- 1.
 
     Raises:
-        InputError: a broken file, no images, a number of images that is not that of the poses.
+        InputError: a broken file, cameras that do not move, no images, a number of images that is
+            not that of the poses.
     """
     poses, sizes, focals, bounds = _read_poses(data / "poses_bounds.npy")
     files = _choose_images(data, downscale_factor)
@@ -119,6 +121,7 @@ def _read_poses(file: Path) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         raise InputError(f"{file}: the pose of row {int(errors.argmax())} is no rigid motion")
     if (shape <= 0).any() or (bounds[:, 0] <= 0).any() or (bounds[:, 1] < bounds[:, 0]).any():
         raise InputError(f"{file}: image sizes, focal lengths and depth bounds must be positive")
+    check_places(centre, file)
     return poses, shape[:, [1, 0]], shape[:, 2], bounds
 
 

@@ -19,6 +19,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 from torch import Tensor
 
+from ps4pro_nerfstudio.dataparsers.places import check_places
 from ps4pro_nerfstudio.messages import InputError
 
 # Rotations written with six digits are this orthonormal; a singular matrix is far from it.
@@ -99,9 +100,7 @@ def check_transforms(data: Path) -> dict[str, Any]:
         _check_pose(frame["transform_matrix"], f"{path}: frame {frame['file_path']}")
     if len(frames) == 1:
         raise InputError(f"{path} has one image; a scene needs at least two, from different places")
-    centres = np.array([np.asarray(frame["transform_matrix"])[:3, 3] for frame in frames])
-    if np.ptp(centres, axis=0).max() == 0:
-        raise InputError(f"{path}: all cameras stand at the same place; there is no depth to find")
+    check_places([np.asarray(frame["transform_matrix"])[:3, 3] for frame in frames], path)
     for key, what in (("mask_path", "masks"), ("depth_file_path", "depth maps")):
         count = sum(key in frame for frame in frames)
         if count not in (0, len(frames)):

@@ -3,8 +3,9 @@
 
 One .npz file for each result, named by the SHA-256 of the images, the masks, the cameras and the
 options that decide it. It is written under another name and renamed, so that a file is complete or
-absent; a damaged one is made anew, and a folder that refuses it costs the next run time only. Of a
-folder that grows too large, what was unused for longest goes.
+absent; a damaged one is made anew, and a folder that refuses it costs the next run time only. Parts
+of a result that takes long are kept one by one until it is finished, so that a killed run loses the
+one at which it was. Of a folder that grows too large, what was unused for longest goes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,9 @@ from ps4pro_nerfstudio.messages import warn
 Result = TypeVar("Result")
 
 _MAX_BYTES = 2 * 1024**3
-"""Largest size of a folder of results."""
+"""Largest size of a folder of results, parts of unfinished ones included."""
+_PART = ".part-"
+"""Name of a part of a result that is not finished; the dot keeps it from being borrowed."""
 _WRITING = ".writing-"
 """Name of a file that is being written, or that a killed run left."""
 _ABANDONED_AFTER_SECONDS = 3600.0
@@ -49,10 +52,17 @@ def kept_file(
         views: the photographs.
         *more: other arrays that decide it.
     """
+    arrays = [views.camera_to_worlds, views.intrinsics, *views.images, *views.valid, *more]
+    return file_of(folder, name, version, config, arrays)
+
+
+def file_of(
+    folder: Path | None, name: str, version: int, config: Any, arrays: Iterable[NDArray | None]
+) -> Path | None:
+    """As `kept_file`, for a result that `arrays` decide and no photographs."""
     if folder is None:
         return None
     digest = hashlib.sha256(f"{version} {dataclasses.asdict(config)}".encode())
-    arrays = [views.camera_to_worlds, views.intrinsics, *views.images, *views.valid, *more]
     for array in arrays:
         if array is None:
             digest.update(b"none")
@@ -60,6 +70,20 @@ def kept_file(
             digest.update(f"{array.shape} {array.dtype}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return Path(folder) / f"{name}_{digest.hexdigest()[:32]}.npz"
+
+
+def part_file(path: Path | None, index: int) -> Path | None:
+    """Where a part of an unfinished result is kept; None without a path."""
+    return None if path is None else path.with_name(f"{_PART}{path.stem}_{index:04d}.npz")
+
+
+def remove_parts(path: Path | None) -> None:
+    """Remove the parts of a result; those of one that is not there stay."""
+    if path is None or not os.path.exists(path):  # Path.exists raises where it may not look
+        return
+    with contextlib.suppress(OSError):  # a folder that cannot be written keeps them
+        for part in path.parent.glob(f"{_PART}{path.stem}_*.npz"):
+            part.unlink(missing_ok=True)
 
 
 def load_kept(
@@ -84,10 +108,10 @@ def load_kept(
         return None
 
 
-def keep(path: Path | None, what: str, arrays: Mapping[str, NDArray]) -> None:
-    """Write a file, complete or not at all."""
+def keep(path: Path | None, what: str, arrays: Mapping[str, NDArray]) -> bool:
+    """Write a file, complete or not at all; whether it is there. A failure is one line."""
     if path is None:
-        return
+        return False
     # In memory first: a zip file whose stream fails complains again when it is collected.
     content = io.BytesIO()
     np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
@@ -100,8 +124,10 @@ def keep(path: Path | None, what: str, arrays: Mapping[str, NDArray]) -> None:
             stream.write(content.getbuffer())
         os.replace(partial, path)
         partial = None
+        return True
     except OSError as error:
         warn(f"cannot keep the {what} in {path.parent} ({error}); going on without")
+        return False
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)

@@ -25,14 +25,23 @@ from ps4pro_nerfstudio.geometry.cameras import (
     scale_intrinsics,
 )
 from ps4pro_nerfstudio.initialization.dense_points import PointObservations
-from ps4pro_nerfstudio.initialization.kept import keep, kept_file, load_kept
+from ps4pro_nerfstudio.initialization.kept import (
+    keep,
+    kept_file,
+    load_kept,
+    part_file,
+    remove_parts,
+)
 from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image
+from ps4pro_nerfstudio.messages import say
 
 Float32 = NDArray[np.float32]
 
 # Part of the name of what is kept: raise it when the same input gives other depths than before.
 _CACHE_VERSION = 1
 _WHAT = "depths of the photographs"
+_Matched = tuple[Float32, Float32]
+"""Depth and cost [H, W] of a photograph by itself."""
 _Depth = tuple[Float32, Float32 | None]
 """Depth [H, W], 0 where not known, and confidence; None for a photograph that was not matched."""
 
@@ -160,6 +169,8 @@ def stereo_depths(
 ) -> list[StereoDepth | None]:
     """Depth of each photograph; None for one that shows too few known points or has no neighbour.
 
+    What a killed run had matched is not matched again; one line says how much.
+
     Args:
         views: the N photographs.
         known: points of the scene [P, 3], in the world of the poses: they tell how far away to
@@ -174,8 +185,12 @@ def stereo_depths(
     file = kept_file(cache_folder, "stereo", _CACHE_VERSION, decisive, views, known)
     found = load_kept(file, _WHAT, lambda stored: _read(stored, reduced))
     if found is None:
-        found = _found(views, reduced, known, config, progress)
-        keep(file, _WHAT, _arrays(found))
+        matching = _Matching(views, reduced, known, config, file)
+        found = _agreeing(matching.all(progress), reduced, matching.others, config)
+        # Where a part could not be kept, neither can the whole; a line was said.
+        if matching.is_keeping:
+            keep(file, _WHAT, _arrays(found))
+    remove_parts(file)
     return [
         None
         if confidence is None
@@ -184,46 +199,98 @@ def stereo_depths(
     ]
 
 
-def _found(
-    views: TrainViews,
-    fine: list[_View],
-    known: NDArray,
+class _Matching:
+    """Matches each photograph with those around it, and keeps what is finished.
+
+    Nothing but the photographs decides a result: those of other photographs have no part in it.
+    """
+
+    def __init__(
+        self,
+        views: TrainViews,
+        fine: list[_View],
+        known: NDArray,
+        config: StereoConfig,
+        file: Path | None,
+    ) -> None:
+        self.others = [_others(views, index, config) for index in range(len(views))]
+        self.is_keeping = file is not None
+        self._coarse = [
+            _reduced(views, index, config.max_long_side // 2) for index in range(len(views))
+        ]
+        self._fine, self._known, self._config, self._file = fine, known, config, file
+
+    def all(self, progress: Callable[[int, int], None] | None) -> list[_Matched | None]:
+        """Depth and cost of each photograph; None where it cannot be matched."""
+        found: list[_Matched | None] = []
+        num_resumed = 0
+        for index, view in enumerate(self._fine):
+            bounds = _bounds(self._known, view)
+            matched = None
+            if self.others[index] and bounds is not None:
+                part = part_file(self._file, index)
+                matched = load_kept(part, _WHAT, lambda stored, view=view: _read_part(stored, view))
+                num_resumed += matched is not None
+                if matched is None:
+                    matched = self._match(index, bounds)
+                    self._keep(part, matched)
+            found.append(matched)
+            if progress is not None:
+                progress(index + 1, len(self._fine))
+        if num_resumed:
+            say(f"photographs that an interrupted run had matched, not again: {num_resumed}")
+        return found
+
+    def _match(self, index: int, bounds: tuple[float, float]) -> _Matched:
+        others, config = self.others[index], self._config
+        planes = _first_planes(self._known, self._coarse[index], bounds, config.seed + index)
+        _match(planes, self._coarse, index, others, bounds, config)
+        planes = _enlarged(planes, *self._fine[index].valid.shape)
+        cost = _match(planes, self._fine, index, others, bounds, config)
+        return 1.0 / planes[..., 0], cost
+
+    def _keep(self, part: Path | None, matched: _Matched) -> None:
+        if self.is_keeping:
+            depth, cost = matched
+            self.is_keeping = keep(part, _WHAT, {"depth": depth, "cost": cost})
+
+
+def _agreeing(
+    matched: list[_Matched | None],
+    views: list[_View],
+    others: list[list[int]],
     config: StereoConfig,
-    progress: Callable[[int, int], None] | None,
 ) -> list[_Depth]:
     """Depths of all photographs, where they agree with each other."""
-    coarse = [_reduced(views, index, config.max_long_side // 2) for index in range(len(views))]
-    others = [_others(views, index, config) for index in range(len(views))]
-    depths: list[Float32 | None] = []
-    costs: list[Float32] = []
-    for index, view in enumerate(fine):
-        bounds = _bounds(known, view)
-        if others[index] and bounds is not None:
-            planes = _first_planes(known, coarse[index], bounds, config.seed + index)
-            _match(planes, coarse, index, others[index], bounds, config)
-            planes = _enlarged(planes, *view.valid.shape)
-            costs.append(_match(planes, fine, index, others[index], bounds, config))
-            depths.append(1.0 / planes[..., 0])
-        else:
-            costs.append(np.zeros(view.valid.shape, np.float32))
-            depths.append(None)
-        if progress is not None:
-            progress(index + 1, len(views))
     result: list[_Depth] = []
-    for index, (depth, view) in enumerate(zip(depths, fine, strict=True)):
-        if depth is None:
+    for index, (own, view) in enumerate(zip(matched, views, strict=True)):
+        if own is None:
             result.append((np.zeros(view.valid.shape, np.float32), None))
             continue
+        depth, cost = own
         agreeing = np.zeros(depth.shape, bool)
         for other in others[index]:
-            there = depths[other]
+            there = matched[other]
             if there is not None:
-                agreeing |= _leads_back(depth, view, there, fine[other], config)
-        known_here = agreeing & (costs[index] <= config.max_cost) & view.valid
+                agreeing |= _leads_back(depth, view, there[0], views[other], config)
+        known_here = agreeing & (cost <= config.max_cost) & view.valid
         known_here = _without_specks(depth, known_here, config)
-        confidence = np.clip(1.0 - costs[index], 0.0, 1.0)
+        confidence = np.clip(1.0 - cost, 0.0, 1.0)
         result.append((np.where(known_here, depth, 0.0), np.where(known_here, confidence, 0.0)))
     return result
+
+
+def _read_part(stored: Mapping[str, NDArray], view: _View) -> _Matched:
+    """What a killed run found for a photograph.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    depth, cost = stored["depth"], stored["cost"]
+    for array in (depth, cost):
+        if array.shape != view.valid.shape or array.dtype != np.float32:
+            raise ValueError("unexpected arrays")
+    return depth, cost
 
 
 def _arrays(found: list[_Depth]) -> dict[str, NDArray]:

@@ -42,6 +42,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ps4pro_nerfstudio.caches import unlink_dangling
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
 from ps4pro_nerfstudio.messages import say, warn
 from ps4pro_nerfstudio.pseudo_views.pairs import Objection, Pair, Skipped
@@ -73,7 +74,9 @@ class StoreConfig:
     """Where the store stops growing."""
 
     max_bytes: int = 2 * 1024**3
-    """Largest size of the folder; what was unused for longest is removed first."""
+    """Largest size of the folder of pseudo views; what was unused for longest is removed first. It
+    bounds nothing else: depths and points lie in folders of their own (stereo, seed_points,
+    dense_points, filled_points), each of which is kept below 2 GiB in the same way."""
 
 
 def load_or_make(
@@ -297,6 +300,7 @@ class PseudoViewStore:
         self._given_up = True
 
     def _move_into_place(self, temporary: Path, entry: Path) -> None:
+        unlink_dangling(entry)  # A folder does not replace a link, even one to nowhere.
         try:
             temporary.replace(entry)
         except OSError:

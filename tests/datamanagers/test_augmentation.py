@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ps4pro_nerfstudio.datamanagers import augmentation
 from ps4pro_nerfstudio.datamanagers.augmentation import (
     Augmentation,
     AugmentationConfig,
@@ -21,8 +22,10 @@ from ps4pro_nerfstudio.datamanagers.augmentation import (
     to_uint8_photo,
 )
 from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes, project
+from ps4pro_nerfstudio.initialization import dense_points
 from ps4pro_nerfstudio.initialization.dense_points import PointCloud
 from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewScheduleConfig
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 from tests.pseudo_views.conftest import arc, capture, wall_points
 
@@ -32,6 +35,20 @@ SPARSE = PointCloud(wall_points(150).astype(np.float32), np.full((150, 3), 9, np
 @pytest.fixture(scope="module")
 def views() -> SourceViews:
     return capture(arc(3, 20.0), wall_points())
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(augmentation, "say", lines.append)
+    return lines
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(augmentation, "warn", lines.append)
+    return lines
 
 
 def added(
@@ -72,7 +89,7 @@ def test_each_can_be_had_without_the_other(views: SourceViews, tmp_path: Path) -
 
 
 def test_free_space_and_coarse_points_are_for_few_pinhole_photographs(
-    views: SourceViews, tmp_path: Path
+    views: SourceViews, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sparse points in a corner alone: the rest is filled, unless the cameras are no pinholes."""
     corner = SPARSE.xyz[SPARSE.xyz[:, 0] < np.median(SPARSE.xyz[:, 0])]
@@ -84,6 +101,13 @@ def test_free_space_and_coarse_points_are_for_few_pinhole_photographs(
     config.stereo.enabled = False
     filled = augment(views, half, config)
     assert len(filled.points) > len(half)
+    with monkeypatch.context() as patch:
+        patch.setattr(augmentation, "filled_points", None)  # a second run fills nothing
+        again = augment(views, half, config)
+        np.testing.assert_array_equal(again.points.xyz, filled.points.xyz)
+        np.testing.assert_array_equal(again.points.rgb, filled.points.rgb)
+        with pytest.raises(TypeError):  # other guesses, another file
+            augment(views, half, config, inverse_depths=lambda: [np.ones((96, 128))] * 3)
     assert filled.free_radii is not None
     assert bool((filled.free_radii > 0.0).all())
     fisheye = augment(replace(views, is_pinhole=[False] * 3), half, config)
@@ -116,11 +140,115 @@ def test_photographs_are_matched_where_no_frame_is_made(views: SourceViews, tmp_
     assert without.num_dense == 0
 
 
-def test_only_pinhole_photographs_are_matched(views: SourceViews, tmp_path: Path) -> None:
+def test_photographs_of_other_cameras_are_left_out_by_name(
+    tmp_path: Path, warned: list[str]
+) -> None:
+    """Of five the middle one: the other four give what they give without it."""
+    five = capture(arc(5, 20.0), wall_points())
+    others = [0, 1, 3, 4]
+    four = replace(
+        five,
+        images=[five.images[i] for i in others],
+        names=[five.names[i] for i in others],
+        camera_to_worlds=five.camera_to_worlds[others],
+        intrinsics=five.intrinsics[others],
+    )
     config = AugmentationConfig(cache_dir=tmp_path)
     config.pseudo_views.interpolator = "optical-flow"
-    result = augment(replace(views, is_pinhole=[True, True, False]), SPARSE, config)
-    assert result.stereo is None
+    config.pseudo_views.source.pairs.max_rotation_degrees = 0.1
+    expected = augment(four, SPARSE, config)
+    assert warned == []
+    result = augment(replace(five, is_pinhole=[i != 2 for i in range(5)]), SPARSE, config)
+    (line,) = warned
+    assert "frame_2.png" in line
+    assert "frame_1.png" not in line
+    assert result.stereo is not None
+    assert expected.stereo is not None
+    assert result.stereo[2] is None
+    for place, index in enumerate(others):
+        found, alone = result.stereo[index], expected.stereo[place]
+        assert found is not None
+        assert alone is not None
+        np.testing.assert_array_equal(found.depth, alone.depth)
+    np.testing.assert_array_equal(result.points.xyz, expected.points.xyz)
+    assert result.free_radii is not None
+    assert expected.free_radii is not None
+    np.testing.assert_array_equal(result.free_radii[others], expected.free_radii)
+    assert result.free_radii[2] == 0.0
+    assert bool((expected.free_radii > 0.0).all())
+
+
+def test_a_network_is_asked_for_all_and_used_for_those_that_are_filled(
+    views: SourceViews, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def fill(seen, points, config, inverse_depths):
+        given.extend([list(seen.names), inverse_depths])
+        return PointCloud(points.xyz[:0], points.rgb[:0])
+
+    monkeypatch.setattr(augmentation, "filled_points", fill)
+    config = AugmentationConfig(cache_dir=tmp_path)
+    config.pseudo_views.interpolator = "linear-blend"
+    config.stereo.enabled = False
+    maps = [np.full((96, 128), float(index)) for index in range(3)]
+    some = replace(views, is_pinhole=[True, False, True])
+    augment(some, SPARSE, config, inverse_depths=lambda: maps)
+    names, chosen = given
+    assert names == ["frame_0.png", "frame_2.png"]
+    assert chosen == [maps[0], maps[2]]
+
+
+def test_counts_are_those_of_the_points_that_training_starts_from(
+    views: SourceViews, tmp_path: Path, said: list[str]
+) -> None:
+    """As many as sparse, drawn from all: few of them are sparse ones, and the line says so."""
+    config = AugmentationConfig(cache_dir=tmp_path)
+    config.pseudo_views.interpolator = "optical-flow"
+    config.dense_points.as_many_as_sparse = True
+    for _ in range(2):  # The second run loads them.
+        said.clear()
+        result = augment(views, SPARSE, config)
+        kept = {tuple(point) for point in SPARSE.xyz}
+        num_sparse = sum(tuple(point) in kept for point in result.points.xyz)
+        assert len(result.points) == len(SPARSE)
+        assert num_sparse < len(SPARSE) / 2
+        assert (result.num_sparse, result.num_dense) == (num_sparse, len(SPARSE) - num_sparse)
+        (line,) = (line for line in said if line.startswith("starting from"))
+        assert f"{num_sparse} sparse ones and {len(SPARSE) - num_sparse} from dense" in line
+
+
+def test_a_second_run_fuses_nothing_and_starts_from_the_same_points(
+    views: SourceViews, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = added(views, tmp_path)
+    monkeypatch.setattr(dense_points, "fuse", None)
+    again = added(views, tmp_path)
+    np.testing.assert_array_equal(again.points.xyz, first.points.xyz)
+    np.testing.assert_array_equal(again.points.rgb, first.points.rgb)
+    assert (again.num_sparse, again.num_dense) == (first.num_sparse, first.num_dense)
+
+
+@pytest.mark.parametrize(
+    ("share", "none_from", "reason"),
+    [(0.0, 40, "their share is 0"), (None, 3, "the capture is dense enough")],
+)
+def test_why_there_are_no_pseudo_views_is_said_as_it_is(
+    views: SourceViews,
+    tmp_path: Path,
+    said: list[str],
+    share: float | None,
+    none_from: int,
+    reason: str,
+) -> None:
+    config = AugmentationConfig(cache_dir=tmp_path)
+    config.dense_points.enabled = False
+    config.pseudo_views.schedule = PseudoViewScheduleConfig(
+        share=share, num_views_full=2, num_views_none=none_from
+    )
+    assert augment(views, SPARSE, config).pseudo_views == []
+    (line,) = said
+    assert line.endswith(reason)
 
 
 def test_a_dense_capture_keeps_its_points_only(views: SourceViews, tmp_path: Path) -> None:

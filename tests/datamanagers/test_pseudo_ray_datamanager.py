@@ -24,6 +24,7 @@ from ps4pro_nerfstudio.datamanagers.pseudo_ray_datamanager import (
     join_rays,
     num_pseudo_rays,
 )
+from ps4pro_nerfstudio.initialization.stereo import StereoDepth
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.methods import ps4pro_nerfacto_small, ps4pro_splatfacto
 from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY
@@ -134,16 +135,15 @@ def test_rays_are_those_of_the_views_camera_and_colours_those_of_its_image():
 
 
 def test_photographs_with_transparency_meet_opaque_pseudo_pixels():
-    sample = PseudoPixels([_view(np.full((4, 6), 255, np.uint8), 0)]).sample(
-        2, np.random.default_rng(0)
-    )
+    view = _view(np.full((4, 6), 255, np.uint8), 0)
+    sample = PseudoPixels([view], view_indices=[5]).sample(2, np.random.default_rng(0))
     real = {
         "image": torch.rand(4, 4),
         "indices": torch.zeros(4, 3, dtype=torch.long),
         "mask": torch.ones(4, 1, dtype=torch.bool),
         "depth_image": torch.ones(4, 1),
     }
-    batch = join_batches(real, sample, num_real_views=5)
+    batch = join_batches(real, sample)
     assert batch["image"].shape == (6, 4)
     assert batch["image"][4:, 3].tolist() == [1.0, 1.0]
     assert batch["indices"][4:, 0].tolist() == [5, 5]
@@ -195,8 +195,51 @@ def test_a_batch_keeps_its_size_and_has_its_share(manager):
     assert bool((batch["confidence"][~is_pseudo] == 1).all())
     assert rays.camera_indices is not None
     assert torch.equal(rays.camera_indices[:, 0], batch["indices"][:, 0])
-    assert bool((is_pseudo == (batch["indices"][:, 0] >= NUM_REAL)).all())
+    assert bool((batch["indices"][~is_pseudo, 0] < NUM_REAL).all())
+    assert bool((batch["indices"][is_pseudo, 0] < NUM_REAL + len(manager.pseudo_views)).all())
     assert manager.get_train_rays_per_batch() == NUM_RAYS
+
+
+def _source(manager, view: int) -> PseudoView:
+    """What the added rays of a view were drawn from."""
+    is_real = view < NUM_REAL
+    return manager.known_photographs[view] if is_real else manager.pseudo_views[view - NUM_REAL]
+
+
+def test_rays_of_photographs_whose_depth_is_known_are_drawn_beside(folder, monkeypatch):
+    """With the index of their photograph, its colours, and ends at the known depth."""
+
+    def left_half(views, known, config, cache_folder=None, progress=None):
+        del known, config, cache_folder, progress
+        found: list[StereoDepth | None] = [None]
+        for index in range(1, len(views)):
+            image = views.images[index]
+            depth = np.zeros(image.shape[:2], np.float32)
+            depth[:, : image.shape[1] // 2] = 2.0 + index
+            pose, matrix = views.camera_to_worlds[index], views.intrinsics[index]
+            found.append(StereoDepth(depth, (depth > 0).astype(np.float32), image, pose, matrix))
+        return found
+
+    monkeypatch.setattr("ps4pro_nerfstudio.datamanagers.augmentation.stereo_depths", left_half)
+    manager = _manager(folder)
+    assert sorted(manager.known_photographs) == list(range(1, NUM_REAL))
+    num_photographs = num_all = 0
+    for step in range(40, 60):
+        rays, batch = _next(manager, step)
+        ends = rays.origins + batch["distance"][:, None] * rays.directions
+        num_all += int(batch["is_pseudo"].sum())
+        for ray in batch["is_pseudo"].nonzero()[:, 0].tolist():
+            view, row, column = batch["indices"][ray].tolist()
+            if view >= NUM_REAL:
+                continue
+            num_photographs += 1
+            seen = manager.known_photographs[view]
+            assert column < seen.width // 2
+            assert float(batch["confidence"][ray]) == 1.0
+            assert batch["image"][ray].tolist() == pytest.approx(seen.image[row, column] / 255)
+            camera = manager.train_dataset.cameras.camera_to_worlds[view]
+            assert -float((ends[ray] - camera[:, 3]) @ camera[:, 2]) == pytest.approx(2.0 + view)
+    assert 0.2 < num_photographs / num_all < 0.5
 
 
 def test_pseudo_pixels_are_trusted_and_carry_their_views_colour(manager):
@@ -207,7 +250,7 @@ def test_pseudo_pixels_are_trusted_and_carry_their_views_colour(manager):
         for (view, row, column), rgb, confidence in zip(
             places.tolist(), batch["image"][pseudo], batch["confidence"][pseudo], strict=True
         ):
-            source = manager.pseudo_views[view - NUM_REAL]
+            source = _source(manager, view)
             assert source.confidence[row, column] > 0
             assert float(confidence) == pytest.approx(source.confidence[row, column] / 255)
             assert rgb.tolist() == pytest.approx(source.image[row, column] / 255)
@@ -222,7 +265,7 @@ def test_pseudo_rays_end_at_the_depth_of_their_pixel(manager):
         assert bool((batch["distance"][~batch["is_pseudo"]] == 0.0).all())
         for ray in batch["is_pseudo"].nonzero()[:, 0].tolist():
             view, row, column = batch["indices"][ray].tolist()
-            source = manager.pseudo_views[view - NUM_REAL]
+            source = _source(manager, view)
             pose = torch.from_numpy(source.camera_to_world)
             along_axis = -float((ends[ray] - pose[:, 3]) @ pose[:, 2])
             assert along_axis == pytest.approx(source.depth[row, column], rel=1e-4, abs=1e-6)

@@ -193,6 +193,13 @@ def of_full_size(cameras: dict) -> None:
         cameras[name] = np.diag([4.0, 4.0, 1.0, 1.0]) @ cameras[name]
 
 
+def still(cameras: dict) -> None:
+    """All cameras at one place, as far as projections of different scales can say it."""
+    for name, matrix in cameras.items():
+        if name.startswith("world_mat"):
+            matrix[:3, 3] = -matrix[:3, :3] @ (100.0, -50.0, 600.0)
+
+
 def skewed(cameras: dict) -> None:
     shear = np.eye(4)
     shear[0, 1] = 0.1
@@ -211,6 +218,7 @@ def skewed(cameras: dict) -> None:
         (lambda scan: Image.new("RGB", (8, 6)).save(scan / "image" / "000002.png"), "differ"),
         (edit_cameras(lambda cameras: cameras.pop("world_mat_48")), "has 48 cameras"),
         (edit_cameras(of_full_size), "does not fit images of 80x60"),
+        (edit_cameras(still), "cameras.npz: all cameras stand at the same place"),
         (edit_cameras(skewed), "world_mat_5 is a camera with skewed pixels"),
         (
             edit_cameras(lambda cameras: cameras.update(world_mat_7=np.zeros((3, 4)))),

@@ -394,3 +394,41 @@ def test_p32_the_parser_is_registered_under_its_name():
     from nerfstudio.configs.dataparser_configs import all_dataparsers
 
     assert isinstance(all_dataparsers["sparse-views"], SparseViewsDataParserConfig)
+
+
+def _stop_moving(folder: Path, kind: str, centre: tuple[float, float, float]) -> None:
+    """Put all cameras of a capture at one place; they go on turning."""
+    if kind == "llff":
+        rows = np.load(folder / "poses_bounds.npy")
+        rows[:, [3, 8, 13]] = centre
+        np.save(folder / "poses_bounds.npy", rows)
+    elif kind == "colmap":
+        file = folder / "sparse/0/images.txt"
+        lines = file.read_text().splitlines()
+        for place in range(0, len(lines), 2):
+            number, w, x, y, z, *_, camera, name = lines[place].split()
+            rotation = Rotation.from_quat([float(x), float(y), float(z), float(w)]).as_matrix()
+            shift = " ".join(map(str, -rotation @ centre))
+            lines[place] = f"{number} {w} {x} {y} {z} {shift} {camera} {name}"
+        file.write_text("\n".join(lines) + "\n")
+    else:
+        file = folder / ("transforms.json" if kind == "nerfstudio" else "transforms_train.json")
+        meta = json.loads(file.read_text())
+        for frame in meta["frames"]:
+            for row, value in zip(frame["transform_matrix"], centre, strict=False):
+                row[3] = value
+        file.write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("centre", [(0.3, 2.0, 0.1), (0.0, 0.0, 0.0)])
+def test_cameras_that_do_not_move_are_refused_in_every_format(
+    tmp_path: Path, kind: str, centre: tuple[float, float, float]
+) -> None:
+    """Also where the same place, computed from rotations, differs in its last digits."""
+    folder = tmp_path / "scene"
+    WRITERS[kind](folder)
+    _stop_moving(folder, kind, centre)
+    with pytest.raises(InputError, match="same place") as refused:
+        _parser(folder).get_dataparser_outputs("train")
+    assert str(folder) in str(refused.value)

@@ -97,6 +97,19 @@ def test_cameras_at_one_place(capture, capsys):
     assert "same place" in _refused(capsys, capture(edit=edit))
 
 
+def test_training_cameras_at_one_place(capture, capsys):
+    """The only camera that moves is held out."""
+
+    def edit(meta):
+        for index, frame in enumerate(meta["frames"]):
+            for row in frame["transform_matrix"][:3]:
+                row[3] = 2.0 if index == 0 else 1.0
+
+    folder = capture(edit=edit)
+    line = _refused(capsys, folder, eval_mode="interval", eval_interval=12)
+    assert "taken from the same place" in line
+
+
 def test_p18_no_evaluation_views(capture, capsys):
     """nerfstudio's default split holds out nothing of fewer than ten photos."""
     line = _refused(capsys, capture(num_images=6))
@@ -300,13 +313,33 @@ def test_images_of_different_sizes_train(capture):
     assert np.isfinite(_train_a_step(trainer))
 
 
-def test_fisheye_cameras_get_no_pseudo_views(capture, capsys):
+def _fisheye(k1: float):
     def edit(meta):
-        meta.update(camera_model="OPENCV_FISHEYE", k1=0.02, k2=0.0, k3=0.0, k4=0.0)
+        meta.update(camera_model="OPENCV_FISHEYE", k1=k1, k2=0.0, k3=0.0, k4=0.0)
 
-    trainer = _trainer(capture(edit=edit))
-    assert trainer.pipeline.datamanager.pseudo_views == []
-    assert "fisheye" in capsys.readouterr().out
+    return edit
+
+
+def test_undistorted_fisheye_photographs_are_like_others(capture, capsys):
+    """nerfstudio makes pinhole pictures of them, and the splat renders pinhole cameras."""
+    trainer = _trainer(capture(edit=_fisheye(0.02)))
+    assert len(trainer.pipeline.datamanager.pseudo_views) == 10
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "photographs matched with each other" in printed
+    assert "pinhole" not in printed
+    assert np.isfinite(_train_a_step(trainer))
+
+
+def test_a_fisheye_without_parameters_is_left_out_and_said(capture, capsys):
+    """nerfstudio leaves these photographs as they are: no pinhole camera shows that."""
+    trainer = _trainer(capture(edit=_fisheye(0.0)))
+    manager = trainer.pipeline.datamanager
+    assert manager.pseudo_views == []
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no pseudo views, training uses the photographs only" in printed
+    first, second = (path.name for path in manager.train_dataset.image_filenames[:2])
+    assert f"left out of depth, free space and coarse points: {first}, {second}, " in printed
+    assert "photographs matched with each other" not in printed
     assert np.isfinite(_train_a_step(trainer))
 
 
@@ -315,7 +348,7 @@ def test_a_full_disk_costs_the_store_not_the_training(capture, capsys, monkeypat
     replace = os.replace
 
     def full(source, target):
-        if any(store in str(target) for store in ("pseudo_views", "stereo")):
+        if any(store in str(target) for store in ("pseudo_views", "stereo", "dense_points")):
             raise OSError(errno.ENOSPC, "No space left on device")
         return replace(source, target)
 

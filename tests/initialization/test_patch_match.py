@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ps4pro_nerfstudio.geometry.cameras import pixel_centres, project, relative_pose
-from ps4pro_nerfstudio.initialization import patch_match
+from ps4pro_nerfstudio.initialization import kept, patch_match, stereo
 from ps4pro_nerfstudio.initialization.patch_match import (
     RADIUS,
     STRIDE,
@@ -322,6 +322,85 @@ def test_depths_are_kept_and_made_anew_when_damaged(known, found, tmp_path, monk
     anew = stereo_depths(views(), known, CONFIG, tmp_path)
     np.testing.assert_array_equal(one(anew, 1).depth, one(found, 1).depth)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def _matched_again(monkeypatch: pytest.MonkeyPatch, stop_at: int | None) -> list[float]:
+    """Grey levels of the photographs that are matched from now on; the given one is a failure.
+
+    Each is matched twice: small, then at its own size.
+    """
+    matched: list[float] = []
+    really = patch_match.match_planes
+
+    def match(planes, picture, *arguments):
+        matched.append(float(picture.mean()))
+        if len(matched) == stop_at:
+            raise KeyboardInterrupt
+        return really(planes, picture, *arguments)
+
+    monkeypatch.setattr(patch_match, "match_planes", match)
+    return matched
+
+
+@pytest.mark.parametrize(("stop_at", "num_finished"), [(2, 0), (3, 1), (5, 2), (6, 2)])
+def test_an_interrupted_run_loses_only_the_photograph_it_was_at(
+    known, found, tmp_path, monkeypatch, stop_at, num_finished
+) -> None:
+    """Broken off at the first, second or third photograph, while it is small or at its own size."""
+    said: list[str] = []
+    monkeypatch.setattr(stereo, "say", said.append)
+    with monkeypatch.context() as patch:
+        _matched_again(patch, stop_at)
+        with pytest.raises(KeyboardInterrupt):
+            stereo_depths(views(), known, CONFIG, tmp_path)
+    parts = sorted(tmp_path.iterdir())
+    assert len(parts) == num_finished
+    assert all(part.name.startswith(".part-") for part in parts)
+    steps: list[tuple[int, int]] = []
+    with monkeypatch.context() as patch:
+        matched = _matched_again(patch, None)
+        again = stereo_depths(
+            views(), known, CONFIG, tmp_path, lambda done, total: steps.append((done, total))
+        )
+    assert matched[1::2] == [float(grey(i).mean()) for i in range(num_finished, 3)]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert len(said) == (num_finished > 0)
+    for index in range(3):
+        np.testing.assert_array_equal(one(again, index).depth, one(found, index).depth)
+        np.testing.assert_array_equal(one(again, index).confidence, one(found, index).confidence)
+    assert [path.name.startswith(".") for path in tmp_path.iterdir()] == [False]
+
+
+def test_a_damaged_part_is_matched_again(known, found, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        _matched_again(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            stereo_depths(views(), known, CONFIG, tmp_path)
+    first = sorted(tmp_path.iterdir())[0]
+    first.write_bytes(first.read_bytes()[:1000])
+    matched = _matched_again(monkeypatch, None)
+    again = stereo_depths(views(), known, CONFIG, tmp_path)
+    assert len(matched) == 2 * 2
+    np.testing.assert_array_equal(one(again, 0).depth, one(found, 0).depth)
+
+
+def test_parts_of_a_run_killed_at_its_very_end_are_cleared_away(known, tmp_path) -> None:
+    stereo_depths(views(), known, CONFIG, tmp_path)
+    (file,) = tmp_path.iterdir()
+    (tmp_path / f".part-{file.stem}_0001.npz").write_bytes(b"left")
+    other = tmp_path / ".part-stereo_other_0001.npz"
+    other.write_bytes(b"of another run at work")
+    stereo_depths(views(), known, CONFIG, tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([file, other])
+
+
+def test_a_disk_that_refuses_a_part_is_asked_once(known, found, tmp_path, monkeypatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(kept, "warn", warned.append)
+    (tmp_path / "file").write_text("in the way")
+    depths = stereo_depths(views(), known, CONFIG, tmp_path / "file" / "stereo")
+    np.testing.assert_array_equal(one(depths, 1).depth, one(found, 1).depth)
+    assert len(warned) == 1
 
 
 def test_a_photograph_without_depth_is_kept_as_such(known, tmp_path) -> None:

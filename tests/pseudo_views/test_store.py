@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -292,6 +293,24 @@ def test_files_of_others_are_left_alone(tmp_path: Path, example: PseudoViewSet) 
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x" * 5000)
     PseudoViewStore(tmp_path, StoreConfig(max_bytes=10**6)).save("key", example)
     assert names_in(tmp_path) == ["key", "notes.txt", "photos"]
+
+
+def test_a_borrowed_entry_whose_capture_is_gone_is_made_again(
+    tmp_path: Path, three_views: SourceViews, messages: list[str]
+) -> None:
+    """A link to nowhere in its place stops neither the making nor the storing."""
+    load_or_make(tmp_path / "lender", three_views, LinearBlend(), CONFIG)
+    (entry,) = (tmp_path / "lender").iterdir()
+    link = tmp_path / "store" / entry.name
+    link.parent.mkdir()
+    link.symlink_to(entry, target_is_directory=True)
+    expected = load_or_make(link.parent, three_views, LinearBlend(), CONFIG)
+    shutil.rmtree(tmp_path / "lender")
+    for _ in range(2):
+        assert_equal(load_or_make(link.parent, three_views, LinearBlend(), CONFIG), expected)
+        assert not link.is_symlink()
+        assert (link / "manifest.json").is_file()
+    assert messages == []
 
 
 def test_no_views_are_an_answer_too(tmp_path: Path) -> None:
