@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ps4pro_nerfstudio.commands.loading import CaptureCommand, CaptureFrame, read_transforms
 from ps4pro_nerfstudio.commands.points import write_points
 from ps4pro_nerfstudio.initialization.dense_points import PointCloud
-from ps4pro_nerfstudio.messages import InputError, say
+from ps4pro_nerfstudio.messages import InputError, say, warn
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import PseudoView
 
 if TYPE_CHECKING:
@@ -82,7 +82,12 @@ class Augment(CaptureCommand):
             dataset = _Dataset(temporary, self.data, transforms, frame)
             dataset.add_photographs(train, "train_filenames")
             dataset.add_photographs(test, "val_filenames", "test_filenames")
-            dataset.add_pseudo_views(made.pseudo_views, self.min_confidence)
+            pseudo_views = made.pseudo_views
+            if pseudo_views and dataset.is_fisheye:
+                # nerfstudio knows one camera model for all frames, and these are pinhole pictures.
+                warn("pseudo views are left out: beside fisheye photographs they would be misread")
+                pseudo_views = []
+            dataset.add_pseudo_views(pseudo_views, self.min_confidence)
             # Random ones are no points of the scene.
             num_points = len(made.points) if made.num_sparse + made.num_dense > 0 else 0
             if num_points > 0:
@@ -97,7 +102,7 @@ class Augment(CaptureCommand):
                 shutil.rmtree(temporary, ignore_errors=True)
         num_real = len(train.image_filenames)
         say(
-            f"wrote {self.output}: {num_real} training photographs, {len(made.pseudo_views)} "
+            f"wrote {self.output}: {num_real} training photographs, {len(pseudo_views)} "
             f"pseudo views, {len(test.image_filenames)} test photographs, {num_points:,} "
             f"points; train with: ns-train METHOD --data {self.output}"
         )
@@ -173,6 +178,12 @@ class _Dataset:
                 entry["mask_path"] = f"masks/{name}{mask.suffix}"
                 _copy(mask, self._folder / entry["mask_path"])
             self._add({**entry, "file_path": name}, splits)
+
+    @property
+    def is_fisheye(self) -> bool:
+        """Whether the photographs are said to come from a fisheye lens."""
+        given = self._transforms or {}
+        return given.get("camera_model", self._camera_model) == "OPENCV_FISHEYE"
 
     def add_pseudo_views(self, views: Sequence[PseudoView], min_confidence: float) -> None:
         """Write pseudo views as training views that say where they come from."""

@@ -120,7 +120,7 @@ def select_pairs(
         depth_scale: typical scene depth in units of the poses; makes centre distance an angle. The
             size of the capture stands in when it is unknown.
         sizes: N image sizes (width, height); pairs of different aspect ratio are refused.
-        is_pinhole: N flags; false for fisheye and other models, which are refused.
+        is_pinhole: N flags; photographs that no pinhole camera would take are refused.
 
     Raises:
         ValueError: when the number of names differs from the number of cameras.

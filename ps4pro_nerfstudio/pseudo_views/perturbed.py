@@ -180,6 +180,22 @@ def perturbed_cameras(
     )
 
 
+def told_depth_bounds(bounds: ArrayLike) -> tuple[float, float] | None:
+    """Nearest and farthest of the depth bounds that a capture tells of its views.
+
+    Args:
+        bounds: [N, 2], near and far of each view.
+
+    Returns:
+        (b_min, b_max) in units of the bounds; None unless 0 < near < far < infinity in all views:
+        where one holds a placeholder, none is to be believed.
+    """
+    near, far = np.asarray(bounds, np.float64).reshape(-1, 2).T
+    if not len(near) or not np.all((near > 0.0) & (near < far) & (far < np.inf)):
+        return None
+    return float(near.min()), float(far.max())
+
+
 def depth_bounds(
     points: ArrayLike,
     camera_to_worlds: ArrayLike,

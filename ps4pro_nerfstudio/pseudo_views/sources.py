@@ -144,7 +144,7 @@ class SourceViews:
     times: Sequence[float] | None = None
     """N normalised times of a moving scene."""
     is_pinhole: Sequence[bool] | None = None
-    """N flags; false for fisheye and other camera models, which get no pseudo view."""
+    """N flags; photographs that no pinhole camera would take get no pseudo view."""
 
     def __post_init__(self) -> None:
         count = len(self.images)

@@ -212,5 +212,21 @@ def test_captures_of_other_formats_keep_their_poses(kind: str, tmp_path: Path) -
     assert len(outputs.image_filenames) == 10 + len(pseudo)
 
 
+def test_beside_fisheye_photographs_pseudo_views_are_left_out(tmp_path: Path, capsys) -> None:
+    """nerfstudio has one camera model for all frames; theirs would be misread."""
+
+    def edit(meta: dict[str, Any]) -> None:
+        meta.update(camera_model="OPENCV_FISHEYE", k1=0.02, k2=0.0, k3=0.0, k4=0.0)
+
+    data = write_capture(tmp_path / "capture", num_images=10, width=96, height=72, edit=edit)
+    Augment(data=data, output=tmp_path / "new", interpolator="optical-flow").run()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "pseudo views are left out: beside fisheye photographs" in printed
+    assert ", 0 pseudo views," in printed
+    meta = _transforms(tmp_path / "new")
+    assert meta["camera_model"] == "OPENCV_FISHEYE"
+    assert len(meta["frames"]) == 10
+
+
 def _number(file: Path) -> int:
     return int("".join(filter(str.isdigit, file.stem)))

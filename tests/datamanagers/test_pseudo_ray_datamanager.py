@@ -236,6 +236,7 @@ def test_rays_of_photographs_whose_depth_is_known_are_drawn_beside(folder, monke
             seen = manager.known_photographs[view]
             assert column < seen.width // 2
             assert float(batch["confidence"][ray]) == 1.0
+            assert seen.image is not None
             assert batch["image"][ray].tolist() == pytest.approx(seen.image[row, column] / 255)
             camera = manager.train_dataset.cameras.camera_to_worlds[view]
             assert -float((ends[ray] - camera[:, 3]) @ camera[:, 2]) == pytest.approx(2.0 + view)
@@ -251,6 +252,7 @@ def test_pseudo_pixels_are_trusted_and_carry_their_views_colour(manager):
             places.tolist(), batch["image"][pseudo], batch["confidence"][pseudo], strict=True
         ):
             source = _source(manager, view)
+            assert source.image is not None
             assert source.confidence[row, column] > 0
             assert float(confidence) == pytest.approx(source.confidence[row, column] / 255)
             assert rgb.tolist() == pytest.approx(source.image[row, column] / 255)
@@ -266,6 +268,7 @@ def test_pseudo_rays_end_at_the_depth_of_their_pixel(manager):
         for ray in batch["is_pseudo"].nonzero()[:, 0].tolist():
             view, row, column = batch["indices"][ray].tolist()
             source = _source(manager, view)
+            assert source.depth is not None
             pose = torch.from_numpy(source.camera_to_world)
             along_axis = -float((ends[ray] - pose[:, 3]) @ pose[:, 2])
             assert along_axis == pytest.approx(source.depth[row, column], rel=1e-4, abs=1e-6)
