@@ -34,6 +34,7 @@ from ps4pro_nerfstudio.pseudo_views.perturbed import (
     PerturbedCamerasConfig,
     depth_bounds,
     perturbed_cameras,
+    told_depth_bounds,
 )
 from ps4pro_nerfstudio.pseudo_views.seen_depth import SeenDepthConfig, Tracks, seen_depths
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
@@ -83,6 +84,7 @@ class UnseenViewDatamanager(PseudoViewDatamanager):
 
     config: UnseenViewDatamanagerConfig
     _wants_frames = True
+    _unseen: PerturbedCameras | None = None
 
     def _augment(self) -> None:
         self.depth_prior: DepthPrior | None = open_depth_prior(
@@ -129,16 +131,31 @@ class UnseenViewDatamanager(PseudoViewDatamanager):
         without = sum(count == 0 for count in counts)
         line = f"depth from correspondences: {np.mean(counts):,.0f} points in each photograph"
         say(line + (f", none in {without} of {len(counts)}" if without else ""))
-        sizes = [(image.shape[1], image.shape[0]) for image in views.images]
-        bounds = depth_bounds(made.points.xyz, views.camera_to_worlds, views.intrinsics, sizes)
+        bounds = self._depth_bounds(views, made)
         if bounds is None:
             say("no unseen views: no photograph shows the initial points")
-        self._unseen: PerturbedCameras | None = (
+        self._unseen = (
             None
             if bounds is None
             else perturbed_cameras(views.camera_to_worlds, bounds, config.unseen)
         )
         self._run_length: int | None = None
+
+    def _depth_bounds(self, views: SourceViews, made: Augmentation) -> tuple[float, float] | None:
+        """Nearest and farthest depth of the photographs: of the capture, else of the points."""
+        told = self.train_dataparser_outputs.metadata.get("depth_bounds")
+        if told is not None:
+            bounds = told_depth_bounds(told)
+            if bounds is not None:
+                return bounds
+            say("the capture's depth bounds are not 0 < near < far; the initial points' are taken")
+        sizes = [(image.shape[1], image.shape[0]) for image in views.images]
+        return depth_bounds(made.points.xyz, views.camera_to_worlds, views.intrinsics, sizes)
+
+    @property
+    def coming_unseen(self) -> PerturbedCameras | None:
+        """All unseen cameras that the training may meet; None without any."""
+        return self._unseen
 
     def _tracks(self, views: SourceViews, made: Augmentation) -> Tracks | None:
         """Points triangulated from features.

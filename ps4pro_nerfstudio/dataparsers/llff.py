@@ -42,6 +42,8 @@ def read_llff(
     """All views of an LLFF capture, oriented, centred and scaled as nerfstudio does it.
 
     The scene box encloses what the cameras see up to their far bounds, times `scene_scale`.
+    `metadata["depth_bounds"]` [N, 2] are the nearest and farthest depth of each view, in units of
+    the returned poses.
 
     Args:
         data: folder with `poses_bounds.npy`.
@@ -88,14 +90,14 @@ def read_llff(
         height=height.to(torch.int32),
         camera_type=CameraType.PERSPECTIVE,
     )
-    far = torch.from_numpy(bounds[:, 1]).float() * scale
+    depth_bounds = torch.from_numpy(bounds).float() * scale
     return DataparserOutputs(
         image_filenames=files,
         cameras=cameras,
-        scene_box=SceneBox(aabb=_seen_box(cameras, far, scene_scale)),
+        scene_box=SceneBox(aabb=_seen_box(cameras, depth_bounds[:, 1], scene_scale)),
         dataparser_transform=transform,
         dataparser_scale=scale,
-        metadata={},
+        metadata={"depth_bounds": depth_bounds},
     )
 
 

@@ -113,7 +113,9 @@ class SparseViews(DataParser):
     the photo nearest to the middle of those between them that are not test views, if there is one.
 
     `metadata["split"]` of its outputs names all training and test views:
-    `{"train": [names], "test": [names]}`, paths relative to the capture.
+    `{"train": [names], "test": [names]}`, paths relative to the capture. `metadata["depth_bounds"]`
+    is there where the capture tells the nearest and farthest depth of its views (LLFF): [N, 2] for
+    the N views of the split, in units of the poses.
     """
 
     config: SparseViewsDataParserConfig
@@ -132,7 +134,8 @@ class SparseViews(DataParser):
         capture, chosen, metadata = self._chosen
         views = {"train": chosen.train, "between": chosen.between()}.get(split, chosen.test)
         outputs = pick(capture.outputs, views)
-        return dataclasses.replace(outputs, metadata={**outputs.metadata, **metadata})
+        bounds = _bounds_of_files(capture.outputs, outputs.image_filenames)
+        return dataclasses.replace(outputs, metadata={**outputs.metadata, **metadata, **bounds})
 
     def _choose(self) -> tuple[Capture, Split, dict[str, Any]]:
         """The capture without its points, the split, and the metadata of the split."""
@@ -167,7 +170,7 @@ def read_capture(config: SparseViewsDataParserConfig, found: str) -> Capture:
                      "auto_scale_poses", "downscale_factor")
     }  # fmt: skip
     if found == "llff":
-        return in_file_order(read_llff(config.data, **poses), config.data)
+        return _sorted_llff(read_llff(config.data, **poses), config.data)
     if found == "nerfstudio":
         return read_nerfstudio(
             NerfstudioDataParserConfig(
@@ -198,6 +201,25 @@ def read_capture(config: SparseViewsDataParserConfig, found: str) -> Capture:
             data=config.data, scale_factor=config.scale_factor, alpha_color=config.alpha_color
         )
     )
+
+
+def _sorted_llff(outputs: DataparserOutputs, data: Path) -> Capture:
+    """Views of an LLFF capture, and their depth bounds, in the order of all other formats."""
+    capture = in_file_order(outputs, data)
+    bounds = _bounds_of_files(outputs, capture.outputs.image_filenames)
+    metadata = {**capture.outputs.metadata, **bounds}
+    return dataclasses.replace(
+        capture, outputs=dataclasses.replace(capture.outputs, metadata=metadata)
+    )
+
+
+def _bounds_of_files(outputs: DataparserOutputs, files: list[Path]) -> dict[str, torch.Tensor]:
+    """Metadata with the depth bounds of the views that show some files, where they are known."""
+    bounds = outputs.metadata.get("depth_bounds")
+    if bounds is None:
+        return {}
+    row_of = {file: row for row, file in enumerate(outputs.image_filenames)}
+    return {"depth_bounds": bounds[[row_of[file] for file in files]]}
 
 
 def _points_of_training_views(

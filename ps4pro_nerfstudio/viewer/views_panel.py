@@ -154,7 +154,7 @@ class ViewsPanel:
 
     def _draw_coming_unseen(self) -> None:
         """Stand small frustums at some unseen cameras, from the first to the last to be met."""
-        unseen = getattr(self._manager, "_unseen", None)  # of ipsm-gaussian's datamanager alone
+        unseen = getattr(self._manager, "coming_unseen", None)  # of ipsm-gaussian alone
         if unseen is None:
             return
         cameras = self._manager.train_dataset.cameras

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from ps4pro_nerfstudio.datamanagers.unseen_view_datamanager import UnseenViewDatamanager
 from ps4pro_nerfstudio.dataparsers.sparse_views import SparseViewsDataParserConfig
@@ -19,7 +24,12 @@ from ps4pro_nerfstudio.initialization.points import SeedPointsConfig
 from ps4pro_nerfstudio.initialization.stereo import StereoConfig
 from ps4pro_nerfstudio.methods import ipsm_gaussian
 from ps4pro_nerfstudio.models.ipsm import project_points
-from ps4pro_nerfstudio.pseudo_views.perturbed import PerturbedCamerasConfig
+from ps4pro_nerfstudio.pseudo_views.perturbed import (
+    PerturbedCameras,
+    PerturbedCamerasConfig,
+    depth_bounds,
+    perturbed_cameras,
+)
 from ps4pro_nerfstudio.splatting.free_space import stands_before
 from tests.conftest import write_capture
 
@@ -30,7 +40,7 @@ def make(folder: Path, **options: Any) -> UnseenViewDatamanager:
     config: Any = copy.deepcopy(ipsm_gaussian.config).pipeline.datamanager
     config.data = folder
     config.dataparser = SparseViewsDataParserConfig(views=3)
-    config.cache_dir = folder.parent / "cache"
+    config.cache_dir = folder / "cache"
     config.pseudo_views.interpolator = "optical-flow"
     config.pseudo_views.source.min_mean_confidence = 0.0
     for name, value in options.items():
@@ -83,8 +93,8 @@ def test_the_noise_grows_with_the_training(tmp_path: Path, gap_share: float) -> 
     folder = write_capture(tmp_path / "capture", width=160, height=120)
     unseen = PerturbedCamerasConfig(gap_share=gap_share)
     manager = make(folder, unseen=unseen)
-    assert manager._unseen is not None
-    largest = 0.05 if gap_share == 0.0 else float(manager._unseen.sigma[-1])
+    assert manager.coming_unseen is not None
+    largest = 0.05 if gap_share == 0.0 else float(manager.coming_unseen.sigma[-1])
     early = [batch["unseen"].sigma for _, batch in real_views(manager, range(10))]
     late = [batch["unseen"].sigma for _, batch in real_views(manager, range(90, 100))]
     assert max(early) == pytest.approx(0.01)
@@ -237,22 +247,152 @@ def inverse_depth_of_wall(manager: UnseenViewDatamanager, index: int) -> torch.T
     return 0.3 - 2.0 * towards / (pose[:, 3] @ plane[:3] + plane[3])
 
 
-def test_test_images_do_not_reach_the_training(tmp_path: Path) -> None:
-    """Check 13: black test images change nothing that a step gets."""
-    from PIL import Image
+def write_llff_capture(folder: Path, bounds: NDArray) -> Path:
+    """The wall as an LLFF capture with these depth bounds [12, 2]."""
+    write_capture(folder, width=160, height=120)
+    file = folder / "transforms.json"
+    meta = json.loads(file.read_text())
+    file.unlink()
+    rows = []
+    for frame, near_far in zip(meta["frames"], bounds, strict=True):
+        right, up, back, centre = np.array(frame["transform_matrix"])[:3].T
+        matrix = np.stack([-up, right, back, centre, [120, 160, meta["fl_x"]]], axis=1)
+        rows.append([*matrix.ravel(), *near_far])
+    np.save(folder / "poses_bounds.npy", np.array(rows))
+    return folder
 
-    folders = [write_capture(tmp_path / name, width=160, height=120) for name in ("a", "b")]
-    kept = make(folders[0])
-    train = {path.name for path in kept.train_dataset.image_filenames}
-    for path in sorted((folders[1] / "images").iterdir()):
-        if path.name not in train:
-            Image.new("RGB", (160, 120)).save(path)
-    changed = make(folders[1])
-    for step in range(20):
-        (camera, batch), (other_camera, other) = (m.next_train(step) for m in (kept, changed))
-        assert bool((camera.camera_to_worlds == other_camera.camera_to_worlds).all())
-        assert bool((batch["image"] == other["image"]).all())
-        if "unseen" in batch:
-            assert bool((batch["seen_depth"].depth == other["seen_depth"].depth).all())
-            poses = [b["unseen"].camera.camera_to_worlds for b in (batch, other)]
-            assert bool((poses[0] == poses[1]).all())
+
+def cameras_from_points(manager: UnseenViewDatamanager) -> PerturbedCameras:
+    """Unseen cameras whose depth bounds are those of the initial points."""
+    cameras = manager.train_dataset.cameras
+    poses = cameras.camera_to_worlds.numpy()
+    points = manager.train_dataparser_outputs.metadata["points3D_xyz"].numpy()
+    intrinsics = cameras.get_intrinsics_matrices().numpy()
+    bounds = depth_bounds(points, poses, intrinsics, [(160, 120)] * len(poses))
+    assert bounds is not None
+    return perturbed_cameras(poses, bounds, manager.config.unseen)
+
+
+def assert_same_cameras(found: PerturbedCameras | None, expected: PerturbedCameras) -> None:
+    assert found is not None
+    for name, values in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+
+
+def test_without_depth_bounds_the_initial_points_tell_them(manager: UnseenViewDatamanager) -> None:
+    assert "depth_bounds" not in manager.train_dataparser_outputs.metadata
+    assert_same_cameras(manager.coming_unseen, cameras_from_points(manager))
+
+
+def test_depth_bounds_of_the_training_views_place_the_unseen_cameras(tmp_path: Path) -> None:
+    """The nearest and the farthest bound of all belong to view 0, which is a test view."""
+    views = np.arange(12)
+    bounds = np.stack([0.5 + 0.1 * views, 9.0 - 0.1 * views], axis=1)
+    manager = make(write_llff_capture(tmp_path / "capture", bounds))
+    outputs = manager.train_dataparser_outputs
+    train = [int(path.stem) for path in outputs.image_filenames]
+    assert 0 not in train
+    told = outputs.dataparser_scale * bounds[train]
+    expected = perturbed_cameras(
+        manager.train_dataset.cameras.camera_to_worlds.numpy(),
+        (told[:, 0].min(), told[:, 1].max()),
+        manager.config.unseen,
+    )
+    found = manager.coming_unseen
+    assert found is not None
+    np.testing.assert_allclose(found.look_at, expected.look_at, rtol=1e-5)
+    np.testing.assert_allclose(found.camera_to_worlds, expected.camera_to_worlds, atol=1e-5)
+    from_points = cameras_from_points(manager)
+    assert np.abs(found.camera_to_worlds - from_points.camera_to_worlds).max() > 0.01
+
+
+def test_depth_bounds_that_are_none_are_left_to_the_initial_points(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    manager = make(write_llff_capture(tmp_path / "capture", np.ones((12, 2))))
+    assert_same_cameras(manager.coming_unseen, cameras_from_points(manager))
+    assert capsys.readouterr().out.count("depth bounds are not 0 < near < far") == 1
+
+
+def spoil_images(folder: Path, spare: set[str], kind: str) -> None:
+    """Put noise over all photographs but some, or in their place."""
+    rng = np.random.default_rng(0)
+    for path in sorted((folder / "images").iterdir()):
+        if path.name in spare:
+            continue
+        pixels = rng.integers(0, 256, (120, 160, 3)).astype(np.uint8)
+        if kind == "noisy":
+            noise = rng.normal(0.0, 12.0, pixels.shape)
+            pixels = np.rint(np.asarray(Image.open(path)) + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+
+
+def derived_from_photographs(manager: UnseenViewDatamanager) -> dict[str, Tensor]:
+    """All that a datamanager has made of photographs before the training."""
+    metadata = manager.train_dataparser_outputs.metadata
+    made = {name: metadata[name] for name in ("points3D_xyz", "points3D_rgb")}
+    for view, known in enumerate(manager._known):
+        made |= {f"seen depth {view}, {name}": value for name, value in known._asdict().items()}
+    for index, pseudo in enumerate(manager.pseudo_views):
+        for name in ("camera_to_world", "image", "confidence", "depth"):
+            made[f"pseudo view {index}, {name}"] = torch.as_tensor(getattr(pseudo, name))
+    assert manager.coming_unseen is not None
+    for name, values in vars(manager.coming_unseen).items():
+        made[f"unseen cameras, {name}"] = torch.as_tensor(values)
+    return made
+
+
+def served_tensors(manager: UnseenViewDatamanager, steps: range) -> dict[str, Tensor]:
+    """All that steps get."""
+    served: dict[str, Tensor] = {}
+    for step in steps:
+        camera, batch = manager.next_train(step)
+        got = {"pose": camera.camera_to_worlds, **batch}
+        if "unseen" in got:
+            unseen = got.pop("unseen")
+            got |= {"unseen": unseen.camera.camera_to_worlds, "sigma": unseen.sigma}
+            got |= {f"seen {name}": v for name, v in got.pop("seen_depth")._asdict().items()}
+        served |= {f"step {step}, {name}": torch.as_tensor(value) for name, value in got.items()}
+    return served
+
+
+class Training(NamedTuple):
+    photographs: set[str]
+    tensors: dict[str, Tensor]
+
+
+def training_of(folder: Path) -> Training:
+    """What is made of a capture, and what comes of it in the first steps."""
+    # The wall is smooth: with more, its few triangulated points would not take part.
+    manager = make(folder, seed_points=SeedPointsConfig(min_points=5))
+    # Entries are named by the training views: from a shared cache the second run reads the first's.
+    assert any((folder / "cache").iterdir())
+    names = {path.name for path in manager.train_dataset.image_filenames}
+    return Training(names, derived_from_photographs(manager) | served_tensors(manager, range(20)))
+
+
+@pytest.fixture(scope="module")
+def unspoilt(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    folder = tmp_path_factory.mktemp("unspoilt") / "capture"
+    return training_of(write_capture(folder, width=160, height=120))
+
+
+@pytest.mark.parametrize("kind", ["noisy", "random"])
+def test_test_images_do_not_reach_the_training(
+    tmp_path: Path, unspoilt: Training, kind: str
+) -> None:
+    """Check 13: other test images change nothing that a step gets, bit by bit.
+
+    Noisy photographs still match the training views: used by mistake, they give other points.
+    """
+    folder = write_capture(tmp_path / "capture", width=160, height=120)
+    spoil_images(folder, unspoilt.photographs, kind)
+    spoilt = training_of(folder)
+    assert spoilt.photographs == unspoilt.photographs
+    assert spoilt.tensors.keys() == unspoilt.tensors.keys()
+    for start in ("points3D_xyz", "seen depth", "pseudo view", "unseen cameras", "step"):
+        assert any(name.startswith(start) and v.numel() for name, v in spoilt.tensors.items())
+    changed = [
+        name for name, value in spoilt.tensors.items() if not value.equal(unspoilt.tensors[name])
+    ]
+    assert changed == []

@@ -112,6 +112,18 @@ def test_the_scene_box_is_what_is_seen_up_to_the_far_bound(tmp_path):
     torch.testing.assert_close(doubled[1] - doubled[0], 2 * (box[1] - box[0]))
 
 
+@pytest.mark.parametrize("options", [UNTOUCHED, {}])
+def test_each_view_has_its_depth_bounds_in_units_of_the_poses(tmp_path, options):
+    write_llff(tmp_path)
+    bounds = np.stack([1.0 + 0.1 * np.arange(12), 5.0 + np.arange(12)], axis=1)
+    _edit_rows(lambda rows: np.hstack([rows[:, :15], bounds]))(tmp_path)
+    outputs = read_llff(tmp_path, **options)
+    found = outputs.metadata["depth_bounds"]
+    assert found.shape == (12, 2)
+    np.testing.assert_allclose(found / outputs.dataparser_scale, bounds, rtol=1e-6)
+    assert (outputs.dataparser_scale == 1.0) == (options == UNTOUCHED)
+
+
 def _edit_rows(change):
     def edit(folder):
         rows = np.load(folder / "poses_bounds.npy")

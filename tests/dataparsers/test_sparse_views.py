@@ -257,6 +257,33 @@ def test_masks_depth_and_intrinsics_follow_their_view(tmp_path):
     )
 
 
+def test_depth_bounds_follow_their_view(tmp_path):
+    """Rows are in plain order, "photo10" before "photo2"; views are not."""
+    write_llff_wall(tmp_path)
+    numbers = sorted(range(COUNT), key=str)
+    for row in range(COUNT):
+        file = tmp_path / f"images/{row:03d}.png"
+        file.rename(file.with_name(f"photo{numbers[row]}.png"))
+    rows = np.load(tmp_path / "poses_bounds.npy")
+    rows[:, 15:] = [[1 + number / 10, 20 + number] for number in numbers]
+    np.save(tmp_path / "poses_bounds.npy", rows)
+    parser = _parser(tmp_path, views=4, selection="farthest-point")
+    for split in ("train", "val", "test", "between"):
+        outputs = parser.get_dataparser_outputs(split)
+        shown = [int(path.stem[5:]) for path in outputs.image_filenames]
+        expected = torch.tensor([[1 + number / 10, 20 + number] for number in shown])
+        found = outputs.metadata["depth_bounds"] / outputs.dataparser_scale
+        torch.testing.assert_close(found, expected.reshape(-1, 2))
+
+
+@pytest.mark.parametrize("kind", sorted(WRITERS.keys() - {"llff"}))
+def test_other_formats_tell_no_depth_bounds(tmp_path, kind):
+    WRITERS[kind](tmp_path)
+    for split in ("train", "test"):
+        outputs = _parser(tmp_path).get_dataparser_outputs(split)
+        assert "depth_bounds" not in outputs.metadata
+
+
 def test_numbers_in_names_order_the_views(tmp_path):
     """photo10 comes after photo9: the views held out are the first and the ninth."""
     write_colmap(tmp_path)

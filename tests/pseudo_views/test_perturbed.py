@@ -15,6 +15,7 @@ from ps4pro_nerfstudio.pseudo_views.perturbed import (
     PerturbedCamerasConfig,
     depth_bounds,
     perturbed_cameras,
+    told_depth_bounds,
 )
 from tests.conftest import look_at
 
@@ -296,6 +297,19 @@ def test_impossible_options_are_refused(options) -> None:
 def test_no_view_is_refused() -> None:
     with pytest.raises(ValueError, match="camera_to_worlds"):
         perturbed_cameras(np.zeros((0, 3, 4)), BOUNDS, SMALL)
+
+
+def test_told_depth_bounds_are_the_nearest_and_the_farthest() -> None:
+    assert told_depth_bounds([[2.0, 7.0], [1.5, 3.0], [4.0, 9.0]]) == (1.5, 9.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [(0.0, 1.0), (-1.0, 1.0), (2.0, 2.0), (2.0, 1.0), (1.0, np.inf), (np.nan, 1.0), (1.0, np.nan)],
+)
+def test_told_depth_bounds_that_are_none_are_not_believed(bad) -> None:
+    assert told_depth_bounds([(1.0, 5.0), bad, (1.0, 5.0)]) is None
+    assert told_depth_bounds(np.zeros((0, 2))) is None
 
 
 def test_depth_bounds_are_quantiles_of_what_the_views_see() -> None:

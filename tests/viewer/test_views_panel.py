@@ -188,7 +188,7 @@ def test_some_unseen_cameras_to_come_stand_there_from_the_first_to_the_last(
     viewer, server, manager, num_cameras
 ):
     """Under the check box of pseudo cameras, also where there are no pseudo views."""
-    manager._unseen = unseen = perturbed(num_cameras)
+    manager.coming_unseen = unseen = perturbed(num_cameras)
     manager.pseudo_views, manager.schedule = [], None
     manager.train_dataset.cameras = Cameras(
         manager.train_dataset.cameras.camera_to_worlds,
@@ -217,7 +217,7 @@ def test_the_check_box_hides_the_latest_unseen_camera_at_once(panel, server, man
 
 
 def test_unseen_cameras_of_a_training_are_found(server, viewer, capture):
-    """The panel knows by its name what the datamanager keeps for itself."""
+    """The panel asks the datamanager for them."""
     config: Any = copy.deepcopy(ipsm_gaussian.config.pipeline.datamanager)
     config.data = capture()
     config.dataparser = SparseViewsDataParserConfig(views=3)
