@@ -53,7 +53,7 @@ from ps4pro_nerfstudio.pseudo_views.sources import (
 from ps4pro_nerfstudio.pseudo_views.store import StoreConfig, load_or_make
 
 # Part of the name of what is kept: raise it when `filled_points` gives other points than before.
-_FILLED_POINTS_VERSION = 1
+_FILLED_POINTS_VERSION = 2
 
 Control = Literal["none", "linear-blend", "naive", "unweighted", "repeat-real", "oracle"]
 

@@ -21,6 +21,7 @@ from scipy.spatial import KDTree
 
 from ps4pro_nerfstudio.geometry.cameras import Float64, back_project, project
 from ps4pro_nerfstudio.initialization.dense_points import PointCloud
+from ps4pro_nerfstudio.initialization.free_space import NEAREST_PERCENTILE
 from ps4pro_nerfstudio.initialization.image_planes import find_planes
 from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image
 
@@ -29,7 +30,7 @@ _NEIGHBOURS = 8
 _FOLLOWED = 2.0
 """A plane is followed up to this many times the depth of the farthest known point,"""
 _NEARER = 1.5
-"""and down to the depth of the nearest over this."""
+"""and down to the depth of the nearest over this: what is nearer, free space would remove."""
 _LEAST_KNOWN = 20
 """A photograph that shows fewer known points than this is left as it is."""
 _SAME_SURFACE = 1.2
@@ -168,11 +169,10 @@ def _guess(spots: Float64, known: _Known, inverse_depth: NDArray | None) -> Floa
     """Depth [S] of blank spots [S, 2]; None where too little is known."""
     if len(known.depth) < _LEAST_KNOWN or len(spots) == 0:
         return None
-    nearest, farthest = float(known.depth.min()), float(known.depth.max())
+    nearest, farthest = _nearest(known.depth), float(known.depth.max())
     if inverse_depth is None or inverse_depth.size == 0:
         inverse = _of_surroundings(spots, known)
         farthest *= _FOLLOWED
-        nearest /= _NEARER
     else:
         column, row = np.floor(known.pixels).astype(np.int64).T
         network = inverse_depth[row, column].astype(np.float64)
@@ -182,8 +182,12 @@ def _guess(spots: Float64, known: _Known, inverse_depth: NDArray | None) -> Floa
         inverse = scale * inverse_depth[row, column].astype(np.float64) + shift
         # A network tells far from farther, but a line through near points cannot say how far.
         farthest *= 4.0
-        nearest /= 2.0
     return 1.0 / np.clip(inverse, 1.0 / farthest, 1.0 / nearest)
+
+
+def _nearest(depth: Float64) -> float:
+    """Depth down to which guesses are believed, from the known ones [K] but for stray points."""
+    return float(np.percentile(depth, NEAREST_PERCENTILE)) / _NEARER
 
 
 def _of_surroundings(spots: Float64, known: _Known) -> Float64:
@@ -200,7 +204,7 @@ def _of_surroundings(spots: Float64, known: _Known) -> Float64:
     said = np.take_along_axis(extended, planes.plane[neighbour], axis=1)
     own = inverse[neighbour]
     # Followed too far, it reaches the horizon, or the camera.
-    usable = (said >= inverse.min() / _FOLLOWED) & (said <= inverse.max() * _NEARER)
+    usable = (said >= inverse.min() / _FOLLOWED) & (said <= 1.0 / _nearest(known.depth))
     said = np.where(usable, said, own)
     order = np.argsort(said, axis=1)
     weight = np.take_along_axis(1.0 / np.square(np.asarray(distance)), order, axis=1)

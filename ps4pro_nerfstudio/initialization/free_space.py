@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ps4pro_nerfstudio.geometry.cameras import Float64, project
 from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image
 
-_NEAREST_PERCENTILE = 2.0
+NEAREST_PERCENTILE = 2.0
 """The nearest thing that a photograph shows, but for stray points, in percent of its points."""
 _LEAST_KNOWN = 20
 """With fewer known points than this in a photograph nothing is known about its nearest."""
@@ -56,7 +56,7 @@ def free_radii(views: TrainViews, known: NDArray, config: FreeSpaceConfig) -> Fl
         pixels, depth = project(known, views.camera_to_worlds[index], views.intrinsics[index])
         shown = depth[inside_image(pixels, size)]
         if len(shown) >= _LEAST_KNOWN:
-            radii[index] = config.share * np.percentile(shown, _NEAREST_PERCENTILE)
+            radii[index] = config.share * np.percentile(shown, NEAREST_PERCENTILE)
     return radii
 
 

@@ -11,6 +11,7 @@ import pytest
 from ps4pro_nerfstudio.geometry.cameras import back_project, project
 from ps4pro_nerfstudio.initialization.dense_points import PointCloud
 from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig, filled_points
+from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig, free_radii
 from ps4pro_nerfstudio.initialization.views import TrainViews
 
 WIDTH, HEIGHT, FOCAL, DEPTH = 160, 120, 140.0, 4.0
@@ -112,6 +113,22 @@ def test_the_rest_of_a_slanted_wall_lies_on_its_plane() -> None:
     spots, guessed = seen(filled, views, 0)
     assert len(filled) > 700
     np.testing.assert_allclose(guessed, 1.0 / (0.2 + 5e-4 * spots[:, 0]), rtol=1e-4)
+
+
+def test_no_guess_stands_where_training_keeps_the_space_around_a_camera_empty() -> None:
+    """A wall that comes close, known on the left third alone, and a stray point before it."""
+    views = wall_views((0.0,))
+    x, y = np.meshgrid(np.arange(0.0, WIDTH, 3.0), np.arange(0.0, HEIGHT, 3.0))
+    pixels = np.stack([x.ravel(), y.ravel()], axis=1)
+    depth = 1.0 / (0.2 + 0.01 * pixels[:, 0])
+    xyz = back_project(pixels, depth, views.camera_to_worlds[0], views.intrinsics[0])
+    left = xyz[pixels[:, 0] < WIDTH / 3]
+    known = np.concatenate([left, 0.1 * left[200:201]])
+    (radius,) = free_radii(views, known, FreeSpaceConfig())
+    filled = filled_points(views, cloud(known), CONFIG)
+    assert len(filled) > 700
+    assert depth.min() < radius  # there the wall itself would be removed
+    assert np.linalg.norm(filled.xyz, axis=1).min() > 1.2 * radius
 
 
 def test_a_guess_that_would_hide_known_points_is_dropped() -> None:
