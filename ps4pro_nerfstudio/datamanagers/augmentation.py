@@ -28,7 +28,11 @@ from ps4pro_nerfstudio.initialization.dense_points import (
     read_points,
     shuffled,
 )
-from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig, filled_points
+from ps4pro_nerfstudio.initialization.filled_points import (
+    CACHE_VERSION,
+    FilledPointsConfig,
+    filled_points,
+)
 from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig, free_radii
 from ps4pro_nerfstudio.initialization.kept import keep, kept_file, load_kept
 from ps4pro_nerfstudio.initialization.seed_points import (
@@ -51,9 +55,6 @@ from ps4pro_nerfstudio.pseudo_views.sources import (
     SourceViews,
 )
 from ps4pro_nerfstudio.pseudo_views.store import StoreConfig, load_or_make
-
-# Part of the name of what is kept: raise it when `filled_points` gives other points than before.
-_FILLED_POINTS_VERSION = 2
 
 Control = Literal["none", "linear-blend", "naive", "unweighted", "repeat-real", "oracle"]
 
@@ -430,7 +431,7 @@ def _filled_points(
     file = kept_file(
         cache / "filled_points",
         "filled_points",
-        _FILLED_POINTS_VERSION,
+        CACHE_VERSION,
         decisive,
         views,
         known.xyz,

@@ -25,6 +25,8 @@ from ps4pro_nerfstudio.initialization.free_space import NEAREST_PERCENTILE
 from ps4pro_nerfstudio.initialization.image_planes import find_planes
 from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image
 
+CACHE_VERSION = 2
+"""Part of the name of kept results: raised when this module, or `image_planes`, gives others."""
 _NEIGHBOURS = 8
 """Known points that a guess is interpolated from."""
 _FOLLOWED = 2.0
