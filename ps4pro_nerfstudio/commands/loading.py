@@ -22,6 +22,7 @@ from ps4pro_nerfstudio.initialization.dense_points import DensePointsConfig
 from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig
 from ps4pro_nerfstudio.initialization.points import SeedPointsConfig
 from ps4pro_nerfstudio.initialization.stereo import StereoConfig
+from ps4pro_nerfstudio.initialization.visual_hull import VisualHullConfig
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.pseudo_views.sources import InterpolatedSourceConfig
 
@@ -127,6 +128,7 @@ class CaptureCommand:
             stereo=self.stereo,
             # Guesses help a training to begin; they are no points of the capture.
             filled_points=FilledPointsConfig(enabled=False),
+            visual_hull=VisualHullConfig(enabled=False),
             seed_points=self.seed_points,
             cache_dir=self.cache_dir,
         )

@@ -42,6 +42,8 @@ from ps4pro_nerfstudio.initialization.seed_points import (
 )
 from ps4pro_nerfstudio.initialization.stereo import StereoConfig, StereoDepth, stereo_depths
 from ps4pro_nerfstudio.initialization.views import TrainViews
+from ps4pro_nerfstudio.initialization.visual_hull import CACHE_VERSION as HULL_VERSION
+from ps4pro_nerfstudio.initialization.visual_hull import VisualHullConfig, visual_hull_points
 from ps4pro_nerfstudio.interpolation.optical_flow import LinearBlend, OpticalFlowInterpolator
 from ps4pro_nerfstudio.interpolation.protocol import FrameInterpolator
 from ps4pro_nerfstudio.messages import InputError, named, say, warn
@@ -93,6 +95,8 @@ class AugmentationConfig:
     """Depth of few photographs from each other, where they are too far apart for a flow."""
     filled_points: FilledPointsConfig = field(default_factory=FilledPointsConfig)
     """Coarse initial points where there are neither sparse nor dense ones."""
+    visual_hull: VisualHullConfig = field(default_factory=VisualHullConfig)
+    """Coarse initial points of objects that photographs show cut out."""
     free_space: FreeSpaceConfig = field(default_factory=FreeSpaceConfig)
     """Space around the cameras that training keeps empty."""
     seed_points: SeedPointsConfig = field(default_factory=SeedPointsConfig)
@@ -166,8 +170,20 @@ def augment(
         say(plan(config, num_real, num_real, num_steps=1).describe())
     if not (use_views or use_points or want_frames):
         return Augmentation([], points, num_sparse, tracks=tracks)
-    # The depth of random points says nothing about the scene.
-    views = replace(views, points=None if are_random else points.xyz)
+    # All that projects points into the photographs does so as a pinhole camera does.
+    use_depth = use_points or (want_depth and pseudo.control == "none")
+    pinholes = _pinholes(views) if use_depth else []
+    use_hull = use_points and config.visual_hull.enabled and len(pinholes) > 0
+    use_hull &= num_real <= config.visual_hull.max_views
+    use_hull &= not config.dense_points.as_many_as_sparse
+    guide: NDArray | None = points.xyz
+    if are_random:
+        # Their depth says nothing about the scene; that of a visual hull does.
+        hull = _hull_points(views, pinholes, points.xyz[:0], config, cache) if use_hull else None
+        guide = None
+        if hull is not None and len(hull) >= config.seed_points.min_points:
+            guide = hull.xyz
+    views = replace(views, points=guide)
     if pseudo.control == "oracle":
         views = _oracle(between)
     made = _pseudo_views(views, config, device, cache)
@@ -176,12 +192,8 @@ def augment(
     num_dense = 0
     free: NDArray | None = None
     stereo: list[StereoDepth | None] | None = None
-    pinholes: list[int] = []
-    if use_points or (want_depth and pseudo.control == "none"):
-        # All that follows projects points into the photographs as a pinhole camera does.
-        pinholes = _pinholes(views)
-        if pinholes and config.stereo.enabled and num_real <= config.stereo.max_views:
-            stereo = _stereo(views, pinholes, made, points, are_random, config, cache)
+    if pinholes and config.stereo.enabled and num_real <= config.stereo.max_views:
+        stereo = _stereo(views, pinholes, made, config, cache)
     if use_points:
         fused = _with_dense_points(made, points, are_random, config, stereo or [], cache)
         if fused is not None:
@@ -196,6 +208,13 @@ def augment(
             if num_real <= config.filled_points.max_views and config.filled_points.enabled:
                 network = None if inverse_depths is None else inverse_depths()
                 points = _with_filled_points(views, pinholes, known, config, network, cache)
+        if use_hull:
+            is_random = are_random and num_dense == 0
+            known = PointCloud(points.xyz[:0], points.rgb[:0]) if is_random else points
+            hull = _hull_points(views, pinholes, known.xyz, config, cache)
+            if hull is not None and len(known) + len(hull) >= config.seed_points.min_points:
+                say(f"{len(hull):,} coarse points more in the visual hull of cut-out photographs")
+                points = shuffled(known, hull, config.dense_points.seed)
     views_to_train = made.views if use_views else []
     return Augmentation(
         views_to_train, points, num_sparse, num_dense, made.views, free, stereo, tracks
@@ -354,8 +373,6 @@ def _stereo(
     views: SourceViews,
     indices: Sequence[int],
     made: PseudoViewSet,
-    sparse: PointCloud,
-    are_random: bool,
     config: AugmentationConfig,
     cache: Path,
 ) -> list[StereoDepth | None]:
@@ -365,8 +382,8 @@ def _stereo(
         One for each photograph, None for those that are not among `indices` too.
     """
     known = [part.xyz for part in dense_observations(made.views)]
-    if not are_random:
-        known.append(sparse.xyz.astype(np.float64))
+    if views.points is not None:
+        known.append(views.points.astype(np.float64))
     points = np.concatenate([np.zeros((0, 3)), *known])
     with Progress(transient=True, console=CONSOLE) as progress:
         task = progress.add_task("Matching photographs with each other", total=None)
@@ -443,6 +460,35 @@ def _filled_points(
         filled = filled_points(views, known, config, inverse_depths)
         keep(file, "coarse points", {"xyz": filled.xyz, "rgb": filled.rgb})
     return filled
+
+
+def _hull_points(
+    views: SourceViews,
+    indices: Sequence[int],
+    known: NDArray,
+    config: AugmentationConfig,
+    cache: Path,
+) -> PointCloud | None:
+    """Points in the visual hull, from the cache where they are there; None: nothing is cut out."""
+    given = views.silhouettes or [None] * len(views.images)
+    silhouettes = [given[index] for index in indices]
+    if all(silhouette is None for silhouette in silhouettes):
+        return None
+    seen = _train_views(views, indices)
+    file = kept_file(
+        cache / "visual_hull",
+        "visual_hull",
+        HULL_VERSION,
+        replace(config.visual_hull, enabled=True, max_views=0),
+        seen,
+        known,
+        *(np.zeros(0) if silhouette is None else silhouette for silhouette in silhouettes),
+    )
+    hull = load_kept(file, "visual hull", read_points)
+    if hull is None:
+        hull = visual_hull_points(seen, silhouettes, known, config.visual_hull)
+        keep(file, "visual hull", {"xyz": hull.xyz, "rgb": hull.rgb})
+    return hull
 
 
 def _cache(config: AugmentationConfig, data: Path | None) -> Path:

@@ -35,6 +35,8 @@ from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
 _CAPTURE_ERRORS = (AssertionError, OSError, ValueError, KeyError, IndexError, RuntimeError)
 _LEAST_CONTENT = 0.01
 """Share of a photograph that masks must leave to be of use."""
+_LEAST_ALPHA = 0.1
+"""Alpha up to which a pixel counts as empty: cut-outs by matting are not quite clean."""
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 """Values of the tag that show a picture turned by a quarter."""
@@ -228,14 +230,17 @@ def source_views(
         InputError: masks or transparency leave (nearly) nothing of any photograph.
     """
     names = _unique_names(files)
-    images, valid = [], []
+    images, valid, silhouettes = [], [], []
     for data in photographs:
-        image, opaque = to_uint8_photo(data["image"].cpu().numpy())
-        usable = data["mask"][..., 0].cpu().numpy() if "mask" in data else opaque
-        if usable is not None and opaque is not None:
-            usable = usable & opaque
+        photograph = data["image"].cpu().numpy()
+        image, opaque = to_uint8_photo(photograph)
+        mask = data["mask"][..., 0].cpu().numpy() if "mask" in data else None
+        usable = opaque if mask is None else mask
+        if mask is not None and opaque is not None:
+            usable = mask & opaque
         images.append(image)
         valid.append(None if usable is None or usable.all() else usable)
+        silhouettes.append(_silhouette(photograph, mask))
     _check_content(valid, names)
     types = cameras.camera_type.flatten().tolist()
     return SourceViews(
@@ -246,7 +251,22 @@ def source_views(
         names=names,
         times=None if cameras.times is None else cameras.times.flatten().tolist(),
         is_pinhole=[kind == CameraType.PERSPECTIVE.value for kind in types],
+        silhouettes=silhouettes,
     )
+
+
+def _silhouette(photograph: np.ndarray, mask: np.ndarray | None) -> np.ndarray | None:
+    """Where a photograph [H, W, 3 or 4] shows something, [H, W] bool; None: it is not cut out.
+
+    What a mask [H, W] excludes may show anything.
+    """
+    if photograph.shape[2] != 4:
+        return None
+    alpha = photograph[..., 3]
+    shows = alpha > _LEAST_ALPHA * (255 if photograph.dtype == np.uint8 else 1)
+    if mask is not None:
+        shows = shows | ~mask
+    return None if shows.all() else shows
 
 
 def _unique_names(files: Sequence[Path]) -> list[str]:

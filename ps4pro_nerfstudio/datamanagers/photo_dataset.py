@@ -7,16 +7,32 @@ refuses grey photos with alpha.
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image, UnidentifiedImageError
 
 from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.splatting.background import TRANSPARENT_COLOR
 
 
 class PhotoDataset(InputDataset):
     """Dataset of nerfstudio that reads 16-bit, grey, palette and RGBA images."""
+
+    def keep_transparency(self) -> None:
+        """Leave transparent images as they are where the parser wants a colour behind them.
+
+        That colour goes into the metadata: it is what evaluation shows there. Without transparent
+        images nothing changes.
+        """
+        color = self._dataparser_outputs.alpha_color
+        if color is None or not any(_is_transparent(path) for path in self.image_filenames):
+            return
+        self._dataparser_outputs = dataclasses.replace(self._dataparser_outputs, alpha_color=None)
+        self.metadata[TRANSPARENT_COLOR] = color
 
     def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
         """Pixels [H, W, 3 or 4] uint8 of one image.
@@ -46,5 +62,17 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         scale = 255.0 if image.mode == "F" else 255.0 / 65535.0
         grey = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
-    has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    return image.convert("RGBA" if has_alpha else "RGB")
+    return image.convert("RGBA" if _has_alpha(image) else "RGB")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def _is_transparent(path: Path) -> bool:
+    """Whether an image has an alpha channel; one that cannot be opened is refused elsewhere."""
+    try:
+        with Image.open(path) as image:
+            return _has_alpha(image)
+    except (UnidentifiedImageError, OSError):
+        return False

@@ -59,7 +59,8 @@ from ps4pro_nerfstudio.initialization.dense_points import DensePointsConfig
 from ps4pro_nerfstudio.initialization.filled_points import FilledPointsConfig
 from ps4pro_nerfstudio.initialization.free_space import FreeSpaceConfig
 from ps4pro_nerfstudio.initialization.stereo import StereoDepth
-from ps4pro_nerfstudio.messages import InputError, say
+from ps4pro_nerfstudio.initialization.visual_hull import VisualHullConfig
+from ps4pro_nerfstudio.messages import InputError, counted, say
 from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY, find_sources
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule
@@ -78,6 +79,10 @@ class PseudoRayDatamanagerConfig(AugmentationConfig, VanillaDataManagerConfig):
         default_factory=lambda: FilledPointsConfig(enabled=False)
     )
     """Not offered either."""
+    visual_hull: Annotated[VisualHullConfig, tyro.conf.Suppress] = field(
+        default_factory=lambda: VisualHullConfig(enabled=False)
+    )
+    """Nor this."""
     free_space: Annotated[FreeSpaceConfig, tyro.conf.Suppress] = field(
         default_factory=lambda: FreeSpaceConfig(share=0.0)
     )
@@ -150,8 +155,7 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
             self.device,
             [*range(num_real, num_real + num_pseudo), *known],
         )
-        # Where no frame could be made there is no plan for its rays either.
-        if num_pseudo > 0 and len(pixels) > 0:
+        if len(pixels) > 0:
             self._pixels = pixels
             sources = find_sources(self.pseudo_views, views.names)
             self.train_dataset.metadata[METADATA_KEY] = sources
@@ -169,7 +173,7 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
             self.config.pseudo_views.schedule.share = self._schedule.share
             num_rays = self.get_train_rays_per_batch()
             say(
-                f"{self._schedule.describe()}; that share is one of rays: "
+                f"{self._schedule.describe(self._describe_drawn())}; that share is one of rays: "
                 f"{num_pseudo_rays(num_rays, self._schedule.share)} of {num_rays} in each batch, "
                 f"{self._pixels.known_share:.0%} of them with a known end"
             )
@@ -182,7 +186,19 @@ class PseudoRayDatamanager(VanillaDataManager[PhotoDataset]):
         return self._plan(num_steps).lengthened().num_steps
 
     def _plan(self, num_steps: int) -> PseudoViewSchedule:
-        return plan(self.config, len(self.train_dataset), len(self.pseudo_views), num_steps)
+        # Where no frame could be made, photographs far from each other may still tell depth.
+        num_drawn = len(self.pseudo_views) + len(self.known_photographs)
+        return plan(self.config, len(self.train_dataset), num_drawn, num_steps)
+
+    def _describe_drawn(self) -> str:
+        """What rays are drawn from beside the photographs as they are."""
+        parts = []
+        if self.pseudo_views:
+            parts.append(counted(len(self.pseudo_views), "pseudo view"))
+        if self.known_photographs:
+            known = counted(len(self.known_photographs), "photograph")
+            parts.append(f"matched pixels of {known}")
+        return " and ".join(parts)
 
     def photograph(self, index: int) -> NDArray[np.uint8]:
         """A training photograph [H, W, 3], as it was taken."""

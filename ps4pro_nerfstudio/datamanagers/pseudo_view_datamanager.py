@@ -116,6 +116,12 @@ class PseudoViewDatamanager(FullImageDatamanager[PhotoDataset]):
 
     # ------------------------------------------------------------------ images
 
+    def create_train_dataset(self) -> PhotoDataset:
+        """Upstream's, with its transparency: what is known to be empty shows any background."""
+        dataset = super().create_train_dataset()
+        dataset.keep_transparency()
+        return dataset
+
     def _load_images(
         self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]
     ) -> list[dict[str, Tensor]]:

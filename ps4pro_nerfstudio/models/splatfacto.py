@@ -49,6 +49,7 @@ from ps4pro_nerfstudio.metrics import LazyLPIPS, psnr, ssim
 from ps4pro_nerfstudio.models.splat_plan import SplatPlan, densify_grad_thresh, plan_splat
 from ps4pro_nerfstudio.splatting import rasterization
 from ps4pro_nerfstudio.splatting.background import (
+    TRANSPARENT_COLOR,
     background_colors,
     fit_to_photographs,
     pixel_directions,
@@ -175,6 +176,8 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             self.bil_grids = BilateralGrid(
                 num=self.num_train_data, grid_X=grid_x, grid_Y=grid_y, grid_W=grid_w
             )
+        # Behind transparent photographs in evaluation, [3]; None: the background's.
+        self.transparent_color = self.kwargs.get("metadata", {}).get(TRANSPARENT_COLOR)
         # Colour of what no photograph shows, [4, 3]; None: the background's.
         self.background_fit: Tensor | None = None
         # Decided when a training begins.
@@ -382,6 +385,8 @@ class PS4PROSplatfactoModel(SplatfactoModel):
         fit = self.background_fit
         is_plain = self.training or self._is_for_viewer or self.crop_box is not None
         self._is_for_viewer = False
+        if not is_plain and self.transparent_color is not None:
+            return self.transparent_color.to(self.device)
         if fit is None or is_plain or self.config.background_color != "random":
             return self._get_background_color()
         directions = pixel_directions(camera_to_worlds[0].to(intrinsics), intrinsics[0], size)

@@ -49,7 +49,7 @@ def find_sources(views: Sequence[PseudoView], names: Sequence[str]) -> PseudoSou
     index = {name: place for place, name in enumerate(names)}
     sources = [view.provenance for view in views]
     return PseudoSources(
-        first=torch.tensor([index[source.source_names[0]] for source in sources]),
-        second=torch.tensor([index[source.source_names[-1]] for source in sources]),
+        first=torch.tensor([index[v.source_names[0]] for v in sources], dtype=torch.long),
+        second=torch.tensor([index[v.source_names[-1]] for v in sources], dtype=torch.long),
         t=torch.tensor([source.t for source in sources], dtype=torch.float32),
     )

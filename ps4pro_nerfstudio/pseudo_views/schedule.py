@@ -118,8 +118,12 @@ class PseudoViewSchedule:
         order = np.random.default_rng((self.config.seed, turn)).permutation(self.num_pseudo_views)
         return int(order[place])
 
-    def describe(self) -> str:
-        """One line with every decided value."""
+    def describe(self, views: str | None = None) -> str:
+        """One line with every decided value.
+
+        Args:
+            views: what is drawn from beside the photographs; None: the pseudo views.
+        """
         photographs = counted(self.num_real_views, "photograph")
         if self.share == 0.0:
             why = "there are none"
@@ -129,7 +133,7 @@ class PseudoViewSchedule:
             return f"pseudo views take no part beside {photographs}: {why}"
         config, last = self.config, max(self.num_steps - 1, 1)
         return (
-            f"{counted(self.num_pseudo_views, 'pseudo view')} beside {photographs}: "
+            f"{views or counted(self.num_pseudo_views, 'pseudo view')} beside {photographs}: "
             f"{self.share:.0%} of the steps from {self._first_step} on, weight up to "
             f"{config.peak_weight:g} from step {math.ceil((config.start + config.ramp) * last)}, "
             "fading to 0 from step "

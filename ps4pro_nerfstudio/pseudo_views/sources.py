@@ -145,10 +145,14 @@ class SourceViews:
     """N normalised times of a moving scene."""
     is_pinhole: Sequence[bool] | None = None
     """N flags; photographs that no pinhole camera would take get no pseudo view."""
+    silhouettes: Sequence[NDArray[np.bool_] | None] | None = None
+    """N masks [H, W] of photographs that are cut out, true where they show something; None: not cut
+    out."""
 
     def __post_init__(self) -> None:
         count = len(self.images)
-        for name in ("camera_to_worlds", "intrinsics", "names", "valid", "times", "is_pinhole"):
+        per_view = ("camera_to_worlds", "intrinsics", "names", "valid", "times", "is_pinhole")
+        for name in (*per_view, "silhouettes"):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{name} has {len(values)} entries for {count} images")
@@ -300,7 +304,9 @@ class InterpolatedSource:
         frame = self._frame(pair, target, t)
         if isinstance(frame, Objection):
             return frame
-        mean_confidence = float(frame.confidence.mean())
+        # Of what the photographs have at all: cut-outs and masks leave a part of each.
+        shown = min(float(view.valid.mean()) for view in (a, b))
+        mean_confidence = float(frame.confidence.mean()) / max(shown, 1e-6)
         if mean_confidence < self.config.min_mean_confidence:
             return Objection(
                 _NO_MATCH,
@@ -344,7 +350,7 @@ class InterpolatedSource:
         if isinstance(frame, Objection):
             return None
         trusted = (frame.confidence > _AGREEMENT) & view.valid
-        if trusted.mean() < _ENOUGH_TO_JUDGE:
+        if trusted.sum() < _ENOUGH_TO_JUDGE * view.valid.sum():
             return None
         difference = frame.image[trusted] - view.image[trusted] / 255.0
         return float(-10.0 * np.log10(max(float(np.mean(np.square(difference))), 1e-10)))

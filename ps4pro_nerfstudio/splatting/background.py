@@ -13,6 +13,9 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+TRANSPARENT_COLOR = "transparent_color"
+"""Where the metadata of a training dataset holds the colour [3] that its parser wants behind
+transparent images."""
 # Weight of the slopes' squares beside the mean squared error: photographs that look one way only
 # say nothing about the others.
 _RIDGE = 0.01

@@ -27,6 +27,7 @@ from ps4pro_nerfstudio.initialization.dense_points import PointCloud
 from ps4pro_nerfstudio.messages import InputError
 from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewScheduleConfig
 from ps4pro_nerfstudio.pseudo_views.sources import SourceViews
+from tests.initialization.scenes import BALL_RADIUS, ball_views
 from tests.pseudo_views.conftest import arc, capture, wall_points
 
 SPARSE = PointCloud(wall_points(150).astype(np.float32), np.full((150, 3), 9, np.uint8))
@@ -358,3 +359,86 @@ def test_the_oracle_uses_photographs_between_and_wants_some(
     np.testing.assert_array_equal(made[0].image, between.images[0])  # type: ignore
     with pytest.raises(InputError, match="test-cap"):
         augment(views, SPARSE, config)
+
+
+# ---------------------------------------------------------------------- cut-outs
+
+
+def cut_outs(count: int = 8) -> SourceViews:
+    """Photographs of a ball without any texture, cut out."""
+    views, silhouettes = ball_views(count)
+    return SourceViews(
+        images=views.images,
+        camera_to_worlds=flip_camera_axes(views.camera_to_worlds),
+        intrinsics=views.intrinsics,
+        names=views.names,
+        valid=views.valid,
+        silhouettes=silhouettes,
+    )
+
+
+def cut_out_config(folder: Path) -> AugmentationConfig:
+    config = AugmentationConfig(cache_dir=folder)
+    config.pseudo_views.interpolator = "optical-flow"
+    config.visual_hull.cells = 20
+    return config
+
+
+def test_cut_out_photographs_start_from_their_visual_hull(
+    said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from random points; a second run has them from the disk."""
+    config = cut_out_config(tmp_path)
+    made = augment(cut_outs(), None, config)
+    assert made.num_sparse == made.num_dense == 0
+    assert np.linalg.norm(made.points.xyz, axis=1).max() < 1.5 * BALL_RADIUS
+    assert any("in the visual hull of cut-out photographs" in line for line in said)
+    with monkeypatch.context() as patch:
+        patch.setattr(augmentation, "visual_hull_points", None)
+        again = augment(cut_outs(), None, config)
+    np.testing.assert_array_equal(again.points.xyz, made.points.xyz)
+    np.testing.assert_array_equal(again.points.rgb, made.points.rgb)
+    config.visual_hull.enabled = False
+    spread = np.linalg.norm(augment(cut_outs(), None, config).points.xyz, axis=1)
+    assert np.percentile(spread, 90) > 1.5 * BALL_RADIUS
+
+
+def test_the_hull_tells_where_to_look_for_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where features gave no points; nothing else is known of how far away the object is."""
+    asked: list[np.ndarray] = []
+
+    def stereo_depths(views, known, *_):
+        asked.append(known)
+        return [None] * len(views)
+
+    monkeypatch.setattr(augmentation, "stereo_depths", stereo_depths)
+    config = cut_out_config(tmp_path)
+    augment(cut_outs(), None, config)
+    config.visual_hull.enabled = False
+    augment(cut_outs(), None, config)
+    hull, nothing = asked
+    assert len(hull) > 100
+    assert np.linalg.norm(hull, axis=1).max() < 1.5 * BALL_RADIUS
+    assert len(nothing) == 0
+
+
+def test_known_points_stay_beside_those_of_the_hull(tmp_path: Path) -> None:
+    towards = np.array([[0.0, 0.0, BALL_RADIUS]])
+    generator = np.random.default_rng(0)
+    xyz = (towards + generator.normal(0.0, 0.01, (150, 3))).astype(np.float32)
+    sparse = PointCloud(xyz, np.full((150, 3), 9, np.uint8))
+    made = augment(cut_outs(), sparse, cut_out_config(tmp_path))
+    kept = {tuple(point) for point in made.points.xyz}
+    assert all(tuple(point) in kept for point in xyz)
+    assert len(made.points) > len(sparse) + 100
+    assert made.num_sparse == len(sparse)
+
+
+def test_more_photographs_than_the_hull_is_for_start_without_it(tmp_path: Path) -> None:
+    config = cut_out_config(tmp_path)
+    config.visual_hull.max_views = 7
+    made = augment(cut_outs(), None, config)
+    spread = np.linalg.norm(made.points.xyz, axis=1)
+    assert np.percentile(spread, 90) > 1.5 * BALL_RADIUS

@@ -220,3 +220,48 @@ def test_a_parser_that_divides_by_no_movement_is_one_line(tmp_path: Path) -> Non
         reading_capture(tmp_path, copy.deepcopy(parser.dataparser)),
     ):
         _ = 1.0 / float(torch.zeros(3).max())
+
+
+# ---------------------------------------------------------------------- cut-outs
+
+
+def cut_out(alpha: np.ndarray, mask: np.ndarray | None = None) -> Any:
+    """Silhouette of a grey photograph with this alpha [H, W] in [0, 1], uint8 and as float."""
+    found = []
+    for image in (
+        np.dstack([np.full((*alpha.shape, 3), 99.0), 255.0 * alpha]).astype(np.uint8),
+        np.dstack([np.full((*alpha.shape, 3), 0.4), alpha]).astype(np.float32),
+    ):
+        data: dict[str, Any] = {"image": torch.from_numpy(image)}
+        if mask is not None:
+            data["mask"] = torch.from_numpy(mask)[..., None]
+        views = source_views([data], cameras([PERSPECTIVE], [0.0]), [Path("a.png")])
+        assert views.silhouettes is not None
+        found.append(views.silhouettes[0])
+    if found[0] is None or found[1] is None:
+        assert found[0] is found[1]
+    else:
+        np.testing.assert_array_equal(found[0], found[1])
+    return found[0]
+
+
+def test_a_silhouette_is_what_is_not_empty() -> None:
+    """Edges that are half transparent belong to it, traces of matting do not."""
+    alpha = np.zeros((8, 10), np.float32)
+    alpha[2:6, 3:7] = 1.0
+    alpha[2, 3:7] = 0.5
+    expected = alpha > 0.0
+    alpha[0, 0] = 0.05
+    np.testing.assert_array_equal(cut_out(alpha), expected)
+
+
+def test_what_a_mask_excludes_may_show_anything() -> None:
+    alpha = np.zeros((8, 10), np.float32)
+    alpha[2:6, 3:7] = 1.0
+    mask = np.ones((8, 10), bool)
+    mask[:, :4] = False
+    np.testing.assert_array_equal(cut_out(alpha, mask), (alpha > 0.0) | ~mask)
+
+
+def test_opaque_photographs_are_not_cut_out() -> None:
+    assert cut_out(np.ones((8, 10), np.float32)) is None

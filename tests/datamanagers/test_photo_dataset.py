@@ -10,11 +10,12 @@ from PIL import Image
 
 from ps4pro_nerfstudio.datamanagers.photo_dataset import PhotoDataset
 from ps4pro_nerfstudio.messages import InputError
+from ps4pro_nerfstudio.splatting.background import TRANSPARENT_COLOR
 
 
-def _dataset(path):
+def _dataset(path, **options):
     cameras = Cameras(torch.eye(4)[None, :3], fx=1.0, fy=1.0, cx=1.0, cy=1.0, width=3, height=2)
-    return PhotoDataset(DataparserOutputs([path], cameras))
+    return PhotoDataset(DataparserOutputs([path], cameras, **options))
 
 
 def _grey_ramp() -> np.ndarray:
@@ -53,3 +54,30 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"b\.png does not exist"):
         _dataset(tmp_path / "b.png").get_numpy_image(0)
+
+
+WHITE = torch.ones(3)
+
+
+@pytest.mark.parametrize(("mode", "is_kept"), [("RGBA", True), ("LA", True), ("RGB", False)])
+def test_transparency_is_kept_and_the_colour_behind_it_told(tmp_path, mode, is_kept):
+    pixels = Image.fromarray(_grey_ramp()).convert(mode)
+    pixels.save(tmp_path / "a.png")
+    dataset = _dataset(tmp_path / "a.png", alpha_color=WHITE)
+    before = dataset.get_image_uint8(0)
+    assert before.shape[-1] == 3
+    dataset.keep_transparency()
+    assert dataset.get_image_uint8(0).shape[-1] == (4 if is_kept else 3)
+    assert (TRANSPARENT_COLOR in dataset.metadata) == is_kept
+    if is_kept:
+        assert torch.equal(dataset.metadata[TRANSPARENT_COLOR], WHITE)
+    else:
+        assert torch.equal(dataset.get_image_uint8(0), before)
+
+
+def test_without_a_colour_of_the_parser_nothing_is_told(tmp_path):
+    Image.fromarray(_grey_ramp()).convert("RGBA").save(tmp_path / "a.png")
+    dataset = _dataset(tmp_path / "a.png")
+    dataset.keep_transparency()
+    assert dataset.metadata == {}
+    assert dataset.get_image_uint8(0).shape[-1] == 4

@@ -48,6 +48,11 @@ def _config(folder: Path, **options) -> Any:
 def _manager(folder: Path, num_steps: int | None = NUM_STEPS, enabled=True, **options) -> Any:
     config = _config(folder, **options)
     config.pseudo_views.enabled = enabled
+    return _planned(config, num_steps)
+
+
+def _planned(config: Any, num_steps: int | None = NUM_STEPS) -> Any:
+    """A manager that knows the length of its run, if there is one."""
     torch.manual_seed(0)
     manager = config.setup(device="cpu", test_mode="val")
     if num_steps is not None:
@@ -206,21 +211,25 @@ def _source(manager, view: int) -> PseudoView:
     return manager.known_photographs[view] if is_real else manager.pseudo_views[view - NUM_REAL]
 
 
+def _left_half(views, known, config, cache_folder=None, progress=None):
+    """In the place of `stereo_depths`: depth of the left half of all photographs but the first."""
+    del known, config, cache_folder, progress
+    found: list[StereoDepth | None] = [None]
+    for index in range(1, len(views)):
+        image = views.images[index]
+        depth = np.zeros(image.shape[:2], np.float32)
+        depth[:, : image.shape[1] // 2] = 2.0 + index
+        pose, matrix = views.camera_to_worlds[index], views.intrinsics[index]
+        found.append(StereoDepth(depth, (depth > 0).astype(np.float32), image, pose, matrix))
+    return found
+
+
+STEREO = "ps4pro_nerfstudio.datamanagers.augmentation.stereo_depths"
+
+
 def test_rays_of_photographs_whose_depth_is_known_are_drawn_beside(folder, monkeypatch):
     """With the index of their photograph, its colours, and ends at the known depth."""
-
-    def left_half(views, known, config, cache_folder=None, progress=None):
-        del known, config, cache_folder, progress
-        found: list[StereoDepth | None] = [None]
-        for index in range(1, len(views)):
-            image = views.images[index]
-            depth = np.zeros(image.shape[:2], np.float32)
-            depth[:, : image.shape[1] // 2] = 2.0 + index
-            pose, matrix = views.camera_to_worlds[index], views.intrinsics[index]
-            found.append(StereoDepth(depth, (depth > 0).astype(np.float32), image, pose, matrix))
-        return found
-
-    monkeypatch.setattr("ps4pro_nerfstudio.datamanagers.augmentation.stereo_depths", left_half)
+    monkeypatch.setattr(STEREO, _left_half)
     manager = _manager(folder)
     assert sorted(manager.known_photographs) == list(range(1, NUM_REAL))
     num_photographs = num_all = 0
@@ -241,6 +250,33 @@ def test_rays_of_photographs_whose_depth_is_known_are_drawn_beside(folder, monke
             camera = manager.train_dataset.cameras.camera_to_worlds[view]
             assert -float((ends[ray] - camera[:, 3]) @ camera[:, 2]) == pytest.approx(2.0 + view)
     assert 0.2 < num_photographs / num_all < 0.5
+
+
+def test_photographs_too_far_apart_for_frames_still_tell_where_their_rays_end(
+    folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(STEREO, _left_half)
+    config = _config(folder)
+    config.pseudo_views.source.pairs.max_rotation_degrees = 1e-3
+    manager = _planned(config)
+    assert manager.pseudo_views == []
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"matched pixels of {NUM_REAL - 1} photographs beside {NUM_REAL} photographs" in said
+    _, batch = _next(manager, MIDDLE)
+    is_pseudo = batch["is_pseudo"]
+    assert is_pseudo.sum() == 16
+    assert bool((batch["distance"][is_pseudo] > 0.0).all())
+    views = batch["indices"][is_pseudo, 0]
+    assert bool(((views >= 1) & (views < NUM_REAL)).all())
+
+
+def test_without_frames_and_known_depth_all_rays_are_nerfstudios(folder, monkeypatch):
+    monkeypatch.setattr(STEREO, lambda views, *_: [None] * len(views))
+    config = _config(folder)
+    config.pseudo_views.source.pairs.max_rotation_degrees = 1e-3
+    manager = _planned(config)
+    assert manager.schedule is None
+    assert "is_pseudo" not in _next(manager, MIDDLE)[1]
 
 
 def test_pseudo_pixels_are_trusted_and_carry_their_views_colour(manager):

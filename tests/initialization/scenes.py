@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photographs of two textured planes whose depth is known exactly."""
+"""Photographs of two textured planes whose depth is known exactly, and of a ball cut out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import skimage.data
+
+from ps4pro_nerfstudio.geometry.cameras import flip_camera_axes, pixel_centres
+from ps4pro_nerfstudio.geometry.epipolar import pixel_rays
+from ps4pro_nerfstudio.initialization.views import TrainViews
+from tests.conftest import look_at
 
 FAR_DEPTH, NEAR_DEPTH = 4.0, 3.0
 
@@ -91,3 +96,34 @@ def project_by_hand(xyz: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray):
     x = intrinsics[0, 0] * right / depth + intrinsics[0, 2]
     y = intrinsics[1, 1] * -up / depth + intrinsics[1, 2]
     return np.stack([x, y], axis=1), depth
+
+
+BALL_SIZE, BALL_FOCAL, BALL_DISTANCE, BALL_RADIUS = 80, 90.0, 4.0, 1.0
+
+
+def ball_views(count: int) -> tuple[TrainViews, list[np.ndarray | None]]:
+    """Photographs around a ball at the origin, each of its own grey, and its silhouettes."""
+    angles = 2.0 * np.pi * np.arange(count) / count
+    heights = np.where(np.arange(count) % 2 == 0, 0.5, -0.5)
+    eyes = np.stack([np.cos(angles), np.sin(angles), heights], axis=1)
+    eyes *= BALL_DISTANCE / np.linalg.norm(eyes, axis=1, keepdims=True)
+    poses = np.stack([look_at(eye, np.zeros(3)) for eye in eyes])
+    matrix = np.array([[BALL_FOCAL, 0, BALL_SIZE / 2], [0, BALL_FOCAL, BALL_SIZE / 2], [0, 0, 1.0]])
+    silhouettes: list[np.ndarray | None] = []
+    for pose in flip_camera_axes(poses):
+        centre, directions = pixel_rays(
+            pixel_centres(BALL_SIZE, BALL_SIZE).reshape(-1, 2), pose, matrix
+        )
+        directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        along = -directions @ centre
+        nearest = np.sqrt(np.maximum(centre @ centre - along**2, 0.0))
+        silhouettes.append((nearest < BALL_RADIUS).reshape(BALL_SIZE, BALL_SIZE))
+    images = [np.full((BALL_SIZE, BALL_SIZE, 3), 10 * index, np.uint8) for index in range(count)]
+    views = TrainViews.checked(
+        images,
+        silhouettes,
+        poses,
+        np.stack([matrix] * count),
+        [str(index) for index in range(count)],
+    )
+    return views, silhouettes

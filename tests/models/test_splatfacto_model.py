@@ -26,12 +26,13 @@ from ps4pro_nerfstudio.models.splatfacto import (
     PS4PROSplatfactoModelConfig,
     world_to_camera,
 )
+from ps4pro_nerfstudio.splatting.background import TRANSPARENT_COLOR
 from tests.conftest import look_at
 
 WIDTH, HEIGHT = 48, 36
 
 
-def _model(num_points=60, num_train_data=5, **options) -> PS4PROSplatfactoModel:
+def _model(num_points=60, num_train_data=5, metadata=None, **options) -> PS4PROSplatfactoModel:
     generator = torch.Generator().manual_seed(0)
     xyz = 0.6 * torch.rand(num_points, 3, generator=generator) - 0.3
     rgb = torch.randint(0, 255, (num_points, 3), generator=generator)
@@ -39,7 +40,7 @@ def _model(num_points=60, num_train_data=5, **options) -> PS4PROSplatfactoModel:
     model = PS4PROSplatfactoModelConfig(**options).setup(
         scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])),
         num_train_data=num_train_data,
-        metadata={},
+        metadata=metadata or {},
         device="cpu",
         grad_scaler=None,
         seed_points=(xyz, rgb.to(torch.uint8)),
@@ -145,6 +146,18 @@ def test_a_background_that_was_asked_for_is_kept():
     model = _model(background_color="white").eval()
     model.background_fit = torch.full((4, 3), 0.1)
     assert float(_looking_away(model)["rgb"].min()) == 1.0
+
+
+@pytest.mark.parametrize(("background", "in_viewer"), [("random", 0.5), ("black", 0.0)])
+def test_evaluation_shows_the_colour_that_the_parser_wants_behind_cut_outs(background, in_viewer):
+    """In training what is transparent shows the background of the step."""
+    white = {TRANSPARENT_COLOR: torch.ones(3)}
+    model = _model(metadata=white, background_color=background)
+    model.step_cb(_optimizers(model), 0)
+    assert float(_looking_away(model)["rgb"].mean()) < 0.9
+    assert float(_looking_away(model.eval())["rgb"].min()) == 1.0
+    model.set_background(torch.full((3,), 0.5))  # the viewer's own
+    assert float(_looking_away(model)["rgb"].max()) == in_viewer
 
 
 def test_the_viewer_shows_its_own_background():
