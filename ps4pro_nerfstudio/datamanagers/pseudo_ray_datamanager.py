@@ -42,6 +42,7 @@ from torch import Tensor
 
 from ps4pro_nerfstudio.datamanagers.augmentation import (
     AugmentationConfig,
+    PseudoViewsConfig,
     augment,
     plan,
     sparse_points,
@@ -63,7 +64,10 @@ from ps4pro_nerfstudio.initialization.visual_hull import VisualHullConfig
 from ps4pro_nerfstudio.messages import InputError, counted, say
 from ps4pro_nerfstudio.pseudo_views.per_view import METADATA_KEY, find_sources
 from ps4pro_nerfstudio.pseudo_views.pseudo_view import Provenance, PseudoView
-from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewSchedule
+from ps4pro_nerfstudio.pseudo_views.schedule import (
+    PseudoViewSchedule,
+    PseudoViewScheduleConfig,
+)
 
 
 @dataclass
@@ -71,6 +75,11 @@ class PseudoRayDatamanagerConfig(AugmentationConfig, VanillaDataManagerConfig):
     """Rays with pseudo views."""
 
     _target: type = field(default_factory=lambda: PseudoRayDatamanager)
+    pseudo_views: PseudoViewsConfig = field(
+        default_factory=lambda: PseudoViewsConfig(schedule=PseudoViewScheduleConfig(tail=0.0))
+    )
+    """Views added between the training views. They keep their weight to the end: where a ray ends
+    stays true, and without it a field learns haze again."""
     dense_points: Annotated[DensePointsConfig, tyro.conf.Suppress] = field(
         default_factory=lambda: DensePointsConfig(enabled=False)
     )

@@ -47,7 +47,7 @@ class PS4PRONerfactoModelConfig(NerfactoModelConfig):
     _target: type = field(default_factory=lambda: PS4PRONerfactoModel)
     lpips_net: str = "alex"
     """Network of the LPIPS metric, alex or vgg."""
-    depth_weight: float = 0.01
+    depth_weight: float = 0.03
     """Weight of where rays of pseudo views are known to end, from the correspondences that gave
     their colours; it grows and falls with lambda. 0 leaves it out."""
     depth_tolerance: float = 0.05

@@ -132,13 +132,15 @@ class PseudoViewSchedule:
                 why = "the capture is dense enough" if dense else "their share is 0"
             return f"pseudo views take no part beside {photographs}: {why}"
         config, last = self.config, max(self.num_steps - 1, 1)
+        full, end = config.start + config.ramp, 1.0 - config.real_only
+        until = f"up to step {math.floor(end * last)}"
+        if config.tail > 0.0:
+            fall = math.floor((end - config.tail) * last)
+            until = f"fading to 0 from step {fall} to {math.floor(end * last)}"
         return (
             f"{views or counted(self.num_pseudo_views, 'pseudo view')} beside {photographs}: "
             f"{self.share:.0%} of the steps from {self._first_step} on, weight up to "
-            f"{config.peak_weight:g} from step {math.ceil((config.start + config.ramp) * last)}, "
-            "fading to 0 from step "
-            f"{math.floor((1.0 - config.real_only - config.tail) * last)} to "
-            f"{math.floor((1.0 - config.real_only) * last)}"
+            f"{config.peak_weight:g} from step {math.ceil(full * last)}, {until}"
         )
 
     def num_real_steps(self) -> int:

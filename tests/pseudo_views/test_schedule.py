@@ -99,6 +99,12 @@ def test_description_names_every_decided_value() -> None:
     assert "their share is 0" in schedule(share=0.0).describe()
 
 
+def test_without_a_tail_the_weight_stays_to_the_end() -> None:
+    plan = schedule(num_steps=1000, tail=0.0)
+    assert plan.weight(998) == plan.weight(500) == 1.0
+    assert plan.describe().endswith("weight up to 1 from step 150, up to step 999")
+
+
 def test_the_end_phase_uses_photographs_only() -> None:
     """1001 steps, the last fifth on photographs: the tail ends at .8, its middle is at .675."""
     plan = schedule(num_steps=1001, real_only=0.2)
