@@ -16,7 +16,7 @@ one) and differs from it in:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -264,6 +264,8 @@ class PS4PROSplatfactoModel(SplatfactoModel):
             self.background_fit = fit_to_photographs(
                 manager.cached_train, manager.train_dataset.cameras
             )
+            if self.background_fit is None:  # cut-outs show no background
+                self.plan = plan = replace(plan, colors_unseen=False)
         if plan.max_angular_scale > 0.0 and manager is not None:
             centres = manager.train_dataset.cameras.camera_to_worlds[:, :3, 3]
 

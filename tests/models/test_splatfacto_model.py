@@ -191,9 +191,17 @@ def test_the_background_of_few_photographs_is_fitted_and_kept(num_views, unseen_
         assert loaded.background_fit is None
 
 
-def _fit_grey_background(model) -> None:
+def test_cut_outs_have_no_background_and_the_plan_says_none():
+    model = _model(num_train_data=3)
+    _fit_grey_background(model, channels=4)
+    assert model.background_fit is None
+    assert model.plan is not None
+    assert not model.plan.colors_unseen
+
+
+def _fit_grey_background(model, channels=3) -> None:
     manager = types.SimpleNamespace(
-        cached_train=[{"image": torch.full((HEIGHT, WIDTH, 3), 0.6)}],
+        cached_train=[{"image": torch.full((HEIGHT, WIDTH, channels), 0.6)}],
         train_dataset=types.SimpleNamespace(cameras=_camera()),
     )
     pipeline: Any = types.SimpleNamespace(datamanager=manager)
