@@ -113,6 +113,7 @@ class CaptureCommand:
         from ps4pro_nerfstudio.pseudo_views.schedule import PseudoViewScheduleConfig
 
         dataset = PhotoDataset(train)
+        dataset.keep_transparency()
         check_captures(dataset, dataset)
         with reading_capture(self.data, self.split.parser(self.data)):
             photographs, cameras = undistorted_photographs(dataset)

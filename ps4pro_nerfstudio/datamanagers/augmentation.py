@@ -173,13 +173,11 @@ def augment(
     # All that projects points into the photographs does so as a pinhole camera does.
     use_depth = use_points or (want_depth and pseudo.control == "none")
     pinholes = _pinholes(views) if use_depth else []
-    use_hull = use_points and config.visual_hull.enabled and len(pinholes) > 0
-    use_hull &= num_real <= config.visual_hull.max_views
-    use_hull &= not config.dense_points.as_many_as_sparse
+    has_hull = use_points and len(pinholes) > 0 and num_real <= config.visual_hull.max_views
     guide: NDArray | None = points.xyz
     if are_random:
         # Their depth says nothing about the scene; that of a visual hull does.
-        hull = _hull_points(views, pinholes, points.xyz[:0], config, cache) if use_hull else None
+        hull = _hull_points(views, pinholes, points.xyz[:0], config, cache) if has_hull else None
         guide = None
         if hull is not None and len(hull) >= config.seed_points.min_points:
             guide = hull.xyz
@@ -208,7 +206,8 @@ def augment(
             if num_real <= config.filled_points.max_views and config.filled_points.enabled:
                 network = None if inverse_depths is None else inverse_depths()
                 points = _with_filled_points(views, pinholes, known, config, network, cache)
-        if use_hull:
+        use_hull = has_hull and config.visual_hull.enabled
+        if use_hull and not config.dense_points.as_many_as_sparse:
             is_random = are_random and num_dense == 0
             known = PointCloud(points.xyz[:0], points.rgb[:0]) if is_random else points
             hull = _hull_points(views, pinholes, known.xyz, config, cache)

@@ -37,7 +37,8 @@ class VisualHullConfig:
     """Coarse initial points of objects that photographs show cut out."""
 
     enabled: bool = True
-    """Add them to dense points where photographs have transparency."""
+    """Add them to dense points where photographs have transparency. Where to look for depth the
+    hull tells either way, if nothing else does."""
     max_views: int = 40
     """Captures with more photographs than this have neighbours for all of the object."""
     cells: int = 80

@@ -35,9 +35,10 @@ class Provenance:
     interpolator: str
     """Name of the interpolator."""
     mean_confidence: float
-    """Mean over all pixels, in [0, 1]."""
+    """Mean over as many pixels as the photographs have without what masks and transparency leave
+    out, in [0, 1]."""
     agreeing_share: float
-    """Share of all pixels whose sources agree, in colour and in where they lie."""
+    """Share of as many pixels whose sources agree, in colour and in where they lie."""
     moved_px: float = float("nan")
     """Median distance by which positions of agreeing pixels had to be moved to be those of one
     point; NaN where that is not asked."""

@@ -305,8 +305,8 @@ class InterpolatedSource:
         if isinstance(frame, Objection):
             return frame
         # Of what the photographs have at all: cut-outs and masks leave a part of each.
-        shown = min(float(view.valid.mean()) for view in (a, b))
-        mean_confidence = float(frame.confidence.mean()) / max(shown, 1e-6)
+        shown = max(min(float(view.valid.mean()) for view in (a, b)), 1e-6)
+        mean_confidence = min(float(frame.confidence.mean()) / shown, 1.0)
         if mean_confidence < self.config.min_mean_confidence:
             return Objection(
                 _NO_MATCH,
@@ -332,7 +332,7 @@ class InterpolatedSource:
                 plane_depth=frame.plane_depth,
                 interpolator=self.interpolator.name,
                 mean_confidence=mean_confidence,
-                agreeing_share=float(frame.agreeing.mean()),
+                agreeing_share=min(float(frame.agreeing.mean()) / shown, 1.0),
                 moved_px=frame.moved_px,
             ),
             depth=frame.depth,

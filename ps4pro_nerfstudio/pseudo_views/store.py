@@ -56,7 +56,7 @@ from ps4pro_nerfstudio.pseudo_views.sources import (
     make_pseudo_views,
 )
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """Raised whenever the files, or the way in which views are made, change."""
 
 _MANIFEST = "manifest.json"

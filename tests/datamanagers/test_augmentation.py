@@ -416,11 +416,13 @@ def test_the_hull_tells_where_to_look_for_depth(
     monkeypatch.setattr(augmentation, "stereo_depths", stereo_depths)
     config = cut_out_config(tmp_path)
     augment(cut_outs(), None, config)
-    config.visual_hull.enabled = False
+    config.visual_hull.enabled = False  # its points are not wanted as initial ones
     augment(cut_outs(), None, config)
-    hull, nothing = asked
-    assert len(hull) > 100
-    assert np.linalg.norm(hull, axis=1).max() < 1.5 * BALL_RADIUS
+    augment(replace(cut_outs(), silhouettes=None), None, config)
+    *hulls, nothing = asked
+    for hull in hulls:
+        assert len(hull) > 100
+        assert np.linalg.norm(hull, axis=1).max() < 1.5 * BALL_RADIUS
     assert len(nothing) == 0
 
 

@@ -112,6 +112,18 @@ def test_camera_lies_between_its_sources(three_views: SourceViews) -> None:
         np.testing.assert_allclose(view.camera_to_world[:, 3], expected, atol=1e-6)
 
 
+def test_a_small_cut_out_is_judged_by_what_it_shows(three_views: SourceViews) -> None:
+    """Photographs of which a window is left, five percent of them without its margin."""
+    rows, columns = np.mgrid[:96, :128]
+    window = (abs(rows - 50) < 20) & (abs(columns - 64) < 26)
+    cut = made(replace(three_views, valid=[window] * 3)).views
+    assert len(cut) == 2
+    for view in cut:
+        assert (view.confidence / 255).mean() < 0.05
+        assert 0.5 < view.provenance.mean_confidence <= 1.0
+        assert 0.5 < view.provenance.agreeing_share <= 1.0
+
+
 @pytest.mark.parametrize("frames_per_gap", [1, 2])
 def test_invalid_pixels_never_enter(three_views: SourceViews, frames_per_gap: int) -> None:
     """What stands in a frame of 3 pixels and in a hole, both marked invalid, leaves no trace."""
