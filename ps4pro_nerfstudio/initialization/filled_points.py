@@ -23,7 +23,7 @@ from ps4pro_nerfstudio.geometry.cameras import Float64, back_project, project
 from ps4pro_nerfstudio.initialization.dense_points import PointCloud
 from ps4pro_nerfstudio.initialization.free_space import NEAREST_PERCENTILE
 from ps4pro_nerfstudio.initialization.image_planes import find_planes
-from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image
+from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image, pixel_grid
 
 CACHE_VERSION = 2
 """Part of the name of kept results: raised when this module, or `image_planes`, gives others."""
@@ -151,15 +151,8 @@ def _blank_spots(
     xyz: NDArray, views: TrainViews, index: int, config: FilledPointsConfig
 ) -> Float64:
     """Pixels [S, 2] of a grid, far from all points [P, 3] that the photograph shows."""
-    width, height = views.sizes[index].tolist()
-    spacing = max(width, height) / config.cells
-    grid = np.meshgrid(
-        np.arange(spacing / 2, width, spacing), np.arange(spacing / 2, height, spacing)
-    )
-    spots = np.stack([axis.ravel() for axis in grid], axis=1)
-    mask = views.valid[index]
-    if mask is not None:
-        spots = spots[mask[tuple(np.floor(spots).astype(np.int64).T[::-1])]]
+    spacing = max(views.sizes[index]) / config.cells
+    spots = pixel_grid(views.sizes[index], spacing, views.valid[index])
     pixels, _ = _shown(xyz, views, index)
     if len(pixels) == 0:
         return spots

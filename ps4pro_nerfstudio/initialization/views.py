@@ -135,3 +135,20 @@ def inside_image(
     """Which pixel positions lie in an image; NaN lies outside."""
     with np.errstate(invalid="ignore"):
         return np.all((pixels >= 0.0) & (pixels < np.asarray(size, np.float64)), axis=-1)
+
+
+def pixel_grid(
+    size: ArrayLike,  # (width, height)
+    spacing: float,
+    mask: NDArray[np.bool_] | None = None,  # [H, W]; None: all
+) -> Float64:  # [S, 2]
+    """Pixel positions at equal distances, row by row, of those pixels that a mask leaves."""
+    width, height = np.asarray(size).tolist()
+    axes = np.meshgrid(
+        np.arange(spacing / 2, width, spacing), np.arange(spacing / 2, height, spacing)
+    )
+    positions = np.stack([axis.ravel() for axis in axes], axis=1)
+    if mask is None:
+        return positions
+    column, row = np.floor(positions).astype(np.int64).T
+    return positions[mask[row, column]]

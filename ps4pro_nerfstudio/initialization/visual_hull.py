@@ -20,7 +20,7 @@ from scipy.spatial import KDTree
 from ps4pro_nerfstudio.geometry.cameras import Float64, back_project, project
 from ps4pro_nerfstudio.initialization.dense_points import PointCloud
 from ps4pro_nerfstudio.initialization.random_points import DEPTH_RANGE, expected_depth
-from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image
+from ps4pro_nerfstudio.initialization.views import TrainViews, inside_image, pixel_grid
 
 CACHE_VERSION = 1
 """Part of the name of kept results: raised when this module gives others."""
@@ -81,9 +81,10 @@ def visual_hull_points(
     for index, silhouette in enumerate(silhouettes):
         if silhouette is None:
             continue
-        width, height = views.sizes[index].tolist()
-        spacing = max(width, height) / config.cells
-        spots = _spots(silhouette, views.valid[index], spacing)
+        spacing = max(views.sizes[index]) / config.cells
+        mask = views.valid[index]
+        shown = silhouette if mask is None else silhouette & mask
+        spots = pixel_grid(views.sizes[index], spacing, shown)
         entry, end = _first_stay(spots, depths, views, silhouettes, index)
         inside = entry < end
         spots, near, far = spots[inside], depths[entry[inside]], depths[end[inside] - 1]
@@ -95,20 +96,6 @@ def visual_hull_points(
         column, row = np.floor(spots).astype(np.int64).T
         rgb.append(views.images[index][row, column])
     return PointCloud(np.concatenate(xyz).astype(np.float32), np.concatenate(rgb))
-
-
-def _spots(
-    silhouette: NDArray[np.bool_], valid: NDArray[np.bool_] | None, spacing: float
-) -> Float64:
-    """Pixels [S, 2] of a grid that show the object."""
-    height, width = silhouette.shape
-    grid = np.meshgrid(
-        np.arange(spacing / 2, width, spacing), np.arange(spacing / 2, height, spacing)
-    )
-    spots = np.stack([axis.ravel() for axis in grid], axis=1)
-    shown = silhouette if valid is None else silhouette & valid
-    column, row = np.floor(spots).astype(np.int64).T
-    return spots[shown[row, column]]
 
 
 def _first_stay(
