@@ -37,6 +37,8 @@ _LEAST_CONTENT = 0.01
 """Share of a photograph that masks must leave to be of use."""
 _LEAST_ALPHA = 0.1
 """Alpha up to which a pixel counts as empty: cut-outs by matting are not quite clean."""
+_LARGEST_CUT_OUT = 0.7
+"""A photograph of which more is left is a picture with a transparent rim, not one of an object."""
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 """Values of the tag that show a picture turned by a quarter."""
@@ -264,9 +266,10 @@ def _silhouette(photograph: np.ndarray, mask: np.ndarray | None) -> np.ndarray |
         return None
     alpha = photograph[..., 3]
     shows = alpha > _LEAST_ALPHA * (255 if photograph.dtype == np.uint8 else 1)
-    if mask is not None:
-        shows = shows | ~mask
-    return None if shows.all() else shows
+    judged = shows if mask is None else shows[mask]
+    if judged.size == 0 or judged.mean() > _LARGEST_CUT_OUT:
+        return None
+    return shows if mask is None else shows | ~mask
 
 
 def _unique_names(files: Sequence[Path]) -> list[str]:

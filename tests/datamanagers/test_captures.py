@@ -259,9 +259,13 @@ def test_what_a_mask_excludes_may_show_anything() -> None:
     alpha = np.zeros((8, 10), np.float32)
     alpha[2:6, 3:7] = 1.0
     mask = np.ones((8, 10), bool)
-    mask[:, :4] = False
+    mask[:, :2] = False
     np.testing.assert_array_equal(cut_out(alpha, mask), (alpha > 0.0) | ~mask)
 
 
-def test_opaque_photographs_are_not_cut_out() -> None:
-    assert cut_out(np.ones((8, 10), np.float32)) is None
+def test_opaque_photographs_are_not_cut_out_nor_those_with_a_transparent_rim() -> None:
+    """Undistortion leaves such a rim; nothing says that the scene is empty there."""
+    alpha = np.ones((40, 50), np.float32)
+    assert cut_out(alpha) is None
+    alpha[:2] = alpha[-2:] = alpha[:, :2] = alpha[:, -2:] = 0.0
+    assert cut_out(alpha) is None
