@@ -50,7 +50,9 @@ def _state(path: Path) -> dict:
 
 
 def test_pseudo_rays_take_part(trained: NerfactoRun):
-    assert "10 pseudo views beside 11 photographs" in trained.output
+    assert "10 pseudo views and matched pixels of 11 photographs beside 11 photographs" in (
+        trained.output
+    )
     assert "44 of 128 in each batch" in trained.output
 
 
