@@ -71,7 +71,7 @@ _AGREEMENT = 0.5
 """A pixel's sources agree when photometric times position factor exceeds this."""
 
 _ENOUGH_TO_JUDGE = 0.1
-"""Smallest share of a photograph that its partners must agree on to be judged by them."""
+"""Smallest share of a photograph's valid pixels that its partners must agree on to judge it."""
 
 _LEAST_CONTRAST = 0.008
 """Depth is not known where the picture is flatter than two of 255 levels: clipped sky, paper."""
@@ -350,7 +350,7 @@ class InterpolatedSource:
         if isinstance(frame, Objection):
             return None
         trusted = (frame.confidence > _AGREEMENT) & view.valid
-        if trusted.sum() < _ENOUGH_TO_JUDGE * view.valid.sum():
+        if not trusted.any() or trusted.sum() < _ENOUGH_TO_JUDGE * view.valid.sum():
             return None
         difference = frame.image[trusted] - view.image[trusted] / 255.0
         return float(-10.0 * np.log10(max(float(np.mean(np.square(difference))), 1e-10)))

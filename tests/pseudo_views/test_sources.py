@@ -112,6 +112,13 @@ def test_camera_lies_between_its_sources(three_views: SourceViews) -> None:
         np.testing.assert_allclose(view.camera_to_world[:, 3], expected, atol=1e-6)
 
 
+def test_a_photograph_of_which_nothing_is_valid_is_not_judged(three_views: SourceViews) -> None:
+    nothing = np.zeros(three_views.images[0].shape[:2], bool)
+    views = replace(three_views, valid=[None, nothing, None])
+    source = InterpolatedSource(views, OpticalFlowInterpolator(), InterpolatedSourceConfig())
+    assert source.leave_one_out(1, Pair(0, 2)) is None
+
+
 def test_a_small_cut_out_is_judged_by_what_it_shows(three_views: SourceViews) -> None:
     """Photographs of which a window is left, five percent of them without its margin."""
     rows, columns = np.mgrid[:96, :128]
